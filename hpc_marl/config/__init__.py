@@ -1,0 +1,44 @@
+"""Settings as frozen dataclasses: every default, unit and range stands here, once."""
+
+from hpc_marl.config.algorithm import PPOConfig
+from hpc_marl.config.assignments import (
+    ActorAssignment,
+    EvaluatorAssignment,
+    PolicyAssignment,
+    TrainerAssignment,
+    assignment,
+)
+from hpc_marl.config.build import build, to_dict
+from hpc_marl.config.environment import EnvConfig
+from hpc_marl.config.experiment import ExperimentConfig
+from hpc_marl.config.policy import PolicyConfig
+from hpc_marl.config.workers import (
+    ActorGroupConfig,
+    ClusterConfig,
+    ControlConfig,
+    EvaluationConfig,
+    PolicyGroupConfig,
+    StreamConfig,
+    TrainerGroupConfig,
+)
+
+__all__ = [
+    "ActorAssignment",
+    "ActorGroupConfig",
+    "ClusterConfig",
+    "ControlConfig",
+    "EnvConfig",
+    "EvaluationConfig",
+    "EvaluatorAssignment",
+    "ExperimentConfig",
+    "PPOConfig",
+    "PolicyAssignment",
+    "PolicyConfig",
+    "PolicyGroupConfig",
+    "StreamConfig",
+    "TrainerAssignment",
+    "TrainerGroupConfig",
+    "assignment",
+    "build",
+    "to_dict",
+]

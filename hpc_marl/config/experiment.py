@@ -1,0 +1,93 @@
+"""ExperimentConfig: the root of a training run's configuration, and the checks that need two branches of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from hpc_marl.config.algorithm import PPOConfig
+from hpc_marl.config.environment import EnvConfig
+from hpc_marl.config.fields import setting
+from hpc_marl.config.policy import PolicyConfig
+from hpc_marl.config.workers import (
+    ActorGroupConfig,
+    ClusterConfig,
+    ControlConfig,
+    EvaluationConfig,
+    ExtraGroupConfig,
+    PolicyGroupConfig,
+    StreamConfig,
+    TrainerGroupConfig,
+)
+from hpc_marl.errors import ConfigError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]{0,99}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """Everything that one training run (a trial) is made of."""
+
+    experiment_name: str = setting(
+        "default", "first part of the run's name EXP/TRIAL: letters, digits and _.+=-"
+    )
+    trial_name: str | None = setting(
+        None, "second part; null: seed<seed>, with -2, -3 ... for further runs of it"
+    )
+    seed: int = setting(1, "seed of everything random", low=0, high=2**31 - 1)
+    root: str = setting(
+        "runs", "directory of all runs; on a shared filesystem when more than one machine takes part"
+    )
+    resume: bool = setting(False, "go on from the trial's last checkpoint")
+    total_env_steps: int = setting(
+        1_000_000, "train for this many environment steps", unit="env_steps", low=1
+    )
+    mode: Literal["sync", "async"] = setting(
+        "sync",
+        "sync: every batch is of the newest policy, bit-reproducible; async: actors never wait for the trainer",
+    )
+    inference: Literal["inline", "remote"] = setting(
+        "inline",
+        "inline: every actor has a copy of the policy; remote: policy workers answer batched requests",
+    )
+    env: EnvConfig = setting(EnvConfig(), "the environment")
+    policy: PolicyConfig = setting(PolicyConfig(), "the networks")
+    algorithm: PPOConfig = setting(PPOConfig(), "the learning algorithm")
+    actors: ActorGroupConfig = setting(ActorGroupConfig(), "actor workers")
+    policies: PolicyGroupConfig = setting(PolicyGroupConfig(), "policy workers")
+    trainer: TrainerGroupConfig = setting(TrainerGroupConfig(), "the trainer worker")
+    extra_workers: dict[str, ExtraGroupConfig] = setting({}, "further worker kinds: kind -> group")
+    streams: StreamConfig = setting(StreamConfig(), "data between workers")
+    evaluation: EvaluationConfig = setting(EvaluationConfig(), "the evaluation after training")
+    control: ControlConfig = setting(ControlConfig(), "the controller")
+    cluster: ClusterConfig = setting(ClusterConfig(), "where workers run")
+
+    def __post_init__(self) -> None:
+        """Check what one branch alone cannot."""
+        for key, name in (("experiment_name", self.experiment_name), ("trial_name", self.trial_name)):
+            if name is not None and not _NAME.fullmatch(name):
+                raise ConfigError(
+                    f"{key}={name!r}: use 1 to 100 letters, digits or _.+=- and begin with a letter or digit"
+                )
+        length, chunk = self.algorithm.rollout_length, self.algorithm.memory_chunk_length
+        if self.policy.recurrent != "none" and length % chunk:
+            raise ConfigError(
+                f"algorithm.rollout_length={length} must be a multiple of algorithm.memory_chunk_length={chunk}"
+            )
+        if self.mode == "sync" and self.trainer.batches_per_update not in (None, self.num_sample_groups):
+            raise ConfigError(
+                f"trainer.batches_per_update={self.trainer.batches_per_update}: with mode=sync one update takes "
+                f"one batch of each of the actors.count * actors.num_groups = {self.num_sample_groups} groups; "
+                "leave it null"
+            )
+
+    @property
+    def num_sample_groups(self) -> int:
+        """Environment groups of all actors: the sample batches of one round."""
+        return self.actors.count * self.actors.num_groups
+
+    @property
+    def batches_per_update(self) -> int:
+        """Sample batches that one update consumes."""
+        return self.trainer.batches_per_update or self.num_sample_groups

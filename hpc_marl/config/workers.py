@@ -1,0 +1,136 @@
+"""How many workers of each kind, what each may use, and how they are watched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hpc_marl.config.fields import setting
+from hpc_marl.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorGroupConfig:
+    """The actor workers."""
+
+    count: int = setting(2, "actor workers", low=1)
+    num_envs: int = setting(16, "environments of one actor", low=1)
+    num_groups: int = setting(
+        1, "groups that an actor's environments are split into; one steps while another waits", low=1
+    )
+    cpus: int = setting(1, "CPU cores of one actor", unit="cores", low=1)
+    min_actors: int = setting(1, "training starts and goes on with at least this many", low=1)
+    max_restarts: int = setting(100, "respawns of one actor before it is given up", low=0)
+
+    def __post_init__(self) -> None:
+        """Check that groups are equal and the quorum can be reached."""
+        if self.num_envs % self.num_groups:
+            raise ConfigError(f"num_envs={self.num_envs} must be a multiple of num_groups={self.num_groups}")
+        if self.min_actors > self.count:
+            raise ConfigError(f"min_actors={self.min_actors} must be <= count={self.count}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyGroupConfig:
+    """The policy workers; they exist only with inference=remote."""
+
+    count: int = setting(1, "policy workers", low=1)
+    cpus: int = setting(1, "CPU cores of one policy worker", unit="cores", low=1)
+    device: str = setting("cpu", "cpu, cuda or cuda:N")
+    max_batch_rows: int = setting(
+        4096, "most agent rows answered in one forward pass", unit="agent rows", low=1
+    )
+    max_restarts: int = setting(20, "respawns of one policy worker before the run fails", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerGroupConfig:
+    """The trainer worker."""
+
+    cpus: int = setting(1, "CPU cores of the trainer, and torch's threads", unit="cores", low=1)
+    device: str = setting("cpu", "cpu, cuda or cuda:N")
+    batches_per_update: int | None = setting(
+        None, "sample batches of one update; null: one of every environment group", low=1
+    )
+    checkpoint_interval_s: float = setting(30.0, "time between checkpoints", unit="s", low=0.1)
+    keep_checkpoints: int = setting(3, "newest checkpoints to keep", low=1)
+    max_restarts: int = setting(20, "respawns of the trainer before the run fails", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtraGroupConfig:
+    """Workers of a kind of the user's own; `config` is what their `configure` receives."""
+
+    worker_class: str = setting("", "where the Worker subclass is: package.module:Class")
+    count: int = setting(1, "workers of this kind", low=1)
+    config: dict[str, Any] = setting({}, "their own settings")
+    max_restarts: int = setting(20, "respawns of one of them before the run fails", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """Samples, inference and parameters between workers."""
+
+    transport: Literal["auto", "zmq"] = setting(
+        "auto", "auto: shared memory between workers of one node, ZMQ across nodes; zmq: ZMQ always"
+    )
+    sample_slots: int = setting(4, "batches an environment group may have under way", low=1)
+    sample_buffer_bytes: int = setting(
+        512 * 2**20,
+        "most bytes of samples under way to the trainer, all actors together",
+        unit="bytes",
+        low=2**16,
+    )
+    inference_timeout_s: float = setting(
+        5.0, "re-send an inference request after this long", unit="s", low=0.05
+    )
+    max_message_bytes: int = setting(
+        256 * 2**20, "largest message a data socket accepts", unit="bytes", low=2**16
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """The evaluation after training."""
+
+    episodes: int = setting(100, "episodes to play", low=1)
+    num_envs: int = setting(20, "environments played side by side", low=1)
+    greedy: bool = setting(False, "take the most likely action instead of a sampled one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlConfig:
+    """How the controller watches the workers."""
+
+    heartbeat_interval_s: float = setting(0.5, "time between two heartbeats of a worker", unit="s", low=0.05)
+    heartbeat_timeout_s: float = setting(15.0, "a worker silent for this long is lost", unit="s", low=0.2)
+    connect_timeout_s: float = setting(120.0, "a worker must register within this time", unit="s", low=1)
+    hang_timeout_s: float = setting(
+        120.0, "a worker whose loop stands still for this long is replaced", unit="s", low=1
+    )
+    request_timeout_s: float = setting(60.0, "deadline of one command to a worker", unit="s", low=0.1)
+    orphan_grace_s: float = setting(
+        30.0, "a worker that no controller speaks to for this long ends itself", unit="s", low=1
+    )
+    stop_timeout_s: float = setting(
+        10.0, "a stopping worker may take this long before it is killed", unit="s", low=0.1
+    )
+
+    def __post_init__(self) -> None:
+        """Check that a heartbeat or two may be late without harm."""
+        if self.heartbeat_timeout_s < 3 * self.heartbeat_interval_s:
+            raise ConfigError(
+                f"heartbeat_timeout_s={self.heartbeat_timeout_s} must be >= 3 * heartbeat_interval_s"
+                f"={3 * self.heartbeat_interval_s}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """Where the workers run."""
+
+    kind: Literal["local"] = setting("local", "local: processes of this machine")
+    interface: str | None = setting(
+        None, "network interface or address that workers bind; null: loopback on local"
+    )
+    name_resolve: Literal["file"] = setting("file", "backend of the name service")
