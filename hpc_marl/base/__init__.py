@@ -1,0 +1,1 @@
+"""What everything stands on: names, sockets, RPC, security, shared memory, checkpoints, telemetry. No torch."""

@@ -1,0 +1,218 @@
+"""The server's half of RPC without a socket: request bytes in, reply bytes out.
+
+    bytes -> Request -> right incarnation? -> answered before? -> known command? -> arguments fit? -> run
+
+`RpcServer` and `ZmqServer` put a REP socket before it with `serve_requests`. A retry (same id) gets the reply of
+the first execution; a handler never runs twice for one id.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+import traceback
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from hpc_marl.base.rpc_messages import Request, decode_kwargs, decode_request, error_reply, value_reply
+from hpc_marl.base.serialization import Buffer
+from hpc_marl.base.sockets import CONTROL_MAX_MESSAGE_BYTES
+from hpc_marl.errors import ProtocolError
+
+_MAX_REQUESTS_PER_TURN = 1000
+
+
+class ReplyCache:
+    """The last replies of every client, bounded per client, in clients and in bytes.
+
+    Args:
+        max_per_client: replies kept per client.
+        max_clients: clients kept; the one heard from least recently goes first.
+        max_bytes: of all replies together.
+    """
+
+    def __init__(self, max_per_client: int = 256, max_clients: int = 256, max_bytes: int = 32 << 20) -> None:
+        self._max_per_client = max_per_client
+        self._max_clients = max_clients
+        self._max_bytes = max_bytes
+        self._clients: OrderedDict[str, OrderedDict[int, bytes]] = OrderedDict()
+        self._highest_dropped: dict[str, int] = {}
+        self.num_bytes = 0
+
+    def get(self, client: str, counter: int) -> bytes | None:
+        """Return the reply to a request answered before, None if there is none here."""
+        replies = self._clients.get(client)
+        return None if replies is None else replies.get(counter)
+
+    def is_forgotten(self, client: str, counter: int) -> bool:
+        """Return whether a request without a reply here may have been answered before."""
+        return counter <= self._highest_dropped.get(client, -1)
+
+    def put(self, client: str, counter: int, reply: bytes) -> None:
+        """Keep (or replace) the reply to one request."""
+        replies = self._clients.setdefault(client, OrderedDict())
+        self._clients.move_to_end(client)
+        self.num_bytes += len(reply) - len(replies.get(counter, b""))
+        replies[counter] = reply
+        if len(replies) > self._max_per_client:
+            self._drop_oldest(client)
+        while len(self._clients) > self._max_clients:
+            oldest_client, dropped = self._clients.popitem(last=False)
+            self._highest_dropped.pop(oldest_client, None)
+            self.num_bytes -= sum(map(len, dropped.values()))
+        while self.num_bytes > self._max_bytes and self._drop_oldest(next(iter(self._clients))):
+            pass
+
+    def _drop_oldest(self, client: str) -> bool:
+        replies = self._clients[client]
+        if not replies:
+            # Emptied by the byte limit: look at the next least recent client, as long as there is one.
+            client = next((name for name, kept in self._clients.items() if kept), "")
+            if not client:
+                return False
+            replies = self._clients[client]
+        counter, reply = replies.popitem(last=False)
+        self.num_bytes -= len(reply)
+        self._highest_dropped[client] = max(counter, self._highest_dropped.get(client, -1))
+        return True
+
+
+class RequestHandler:
+    """A table of commands and what surrounds their execution.
+
+    Args:
+        incarnation: this life of the server; a request meant for another one is refused.
+        max_message_bytes: larger replies are refused with a typed error.
+
+    Attributes:
+        queue_was_empty_at: since when requests may have been waiting (time.monotonic()); see `serve_requests`.
+    """
+
+    def __init__(self, incarnation: str = "", max_message_bytes: int = CONTROL_MAX_MESSAGE_BYTES) -> None:
+        self.incarnation = incarnation or uuid.uuid4().hex
+        self._max_message_bytes = max_message_bytes
+        self._handlers: dict[str, tuple[Callable[..., Any], inspect.Signature | None]] = {}
+        self._replies = ReplyCache()
+        self.queue_was_empty_at = time.monotonic()
+
+    @property
+    def commands(self) -> list[str]:
+        """The commands that have a handler, sorted."""
+        return sorted(self._handlers)
+
+    def register(self, command: str, function: Callable[..., Any]) -> None:
+        """Run `function(**kwargs)` for `command`; its result (or exception) is the reply.
+
+        Raises:
+            ValueError: the command has a handler already.
+        """
+        if command in self._handlers:
+            raise ValueError(f"command {command!r} has a handler already: {self._handlers[command][0]!r}")
+        try:
+            signature = inspect.signature(function)
+        except ValueError:
+            signature = None  # Some functions written in C do not tell what they take.
+        self._handlers[command] = (function, signature)
+
+    def handle(self, payload: Buffer, waited_s: float = 0.0) -> bytes:
+        """Return the encoded reply to one encoded request; only what is no `Exception` gets out.
+
+        Args:
+            payload: the request.
+            waited_s: how long it may have waited here, at most. A call that may have ended meanwhile is not
+                run; if it has not ended, its client sends it again at once.
+        """
+        try:
+            request = decode_request(payload)
+        except ProtocolError as error:
+            return error_reply(None, "protocol", f"request refused: {error}")
+        if request.incarnation not in ("", self.incarnation):
+            return error_reply(
+                request,
+                "stale_peer",
+                f"incarnation {request.incarnation} is no more, this is {self.incarnation}; look it up again",
+            )
+        known = self._replies.get(request.client, request.counter)
+        if known is not None:
+            return known
+        if self._replies.is_forgotten(request.client, request.counter):
+            return error_reply(
+                request,
+                "forgotten",
+                f"the reply to this {request.command!r} is not kept any more; not run again",
+            )
+        if request.deadline_ms_left <= 1000 * waited_s:
+            return error_reply(request, "ask_again", f"{request.command!r} waited {waited_s:.3g} s; not run")
+        return self._execute(request)
+
+    def _execute(self, request: Request) -> bytes:
+        if request.command not in self._handlers:
+            known = ", ".join(self.commands) or "none"
+            return error_reply(
+                request, "unknown_command", f"unknown command {request.command!r}; known: {known}"
+            )
+        function, signature = self._handlers[request.command]
+        try:
+            kwargs = decode_kwargs(request)
+            if signature is not None:
+                signature.bind(**kwargs)
+        except (ProtocolError, TypeError) as error:
+            return error_reply(request, "bad_request", f"{request.command}{signature or '(...)'}: {error}")
+        # Kept until the real reply replaces it: if the handler is interrupted, a retry must not run it again.
+        interrupted = error_reply(
+            request, "remote_error", f"{request.command!r} was interrupted", "Interrupted"
+        )
+        self._replies.put(request.client, request.counter, interrupted)
+        reply = self._run(request, function, kwargs)
+        if len(reply) > self._max_message_bytes:
+            size = f"{len(reply)} bytes; expected at most {self._max_message_bytes}"
+            reply = error_reply(request, "too_large", f"the reply to {request.command!r} has {size}")
+        self._replies.put(request.client, request.counter, reply)
+        return reply
+
+    def _run(self, request: Request, function: Callable[..., Any], kwargs: dict[str, Any]) -> bytes:
+        try:
+            result = function(**kwargs)
+        except Exception as error:  # noqa: BLE001  The server outlives every handler; the caller sees the error.
+            text = "".join(traceback.format_exception(error))
+            return error_reply(request, "remote_error", str(error), type(error).__name__, text)
+        try:
+            return value_reply(request, result)
+        except ProtocolError as error:
+            message = f"{request.command!r} returned a {type(result).__name__} that cannot be sent: {error}"
+            return error_reply(request, "remote_error", message, type(error).__name__)
+
+
+def serve_requests(
+    socket: zmq.Socket[bytes], handler: RequestHandler, max_count: int | None = None, timeout_s: float = 0.0
+) -> int:
+    """Answer what is queued at a REP socket; return how many requests that were.
+
+    Args:
+        socket: bound, answered by this handler only.
+        handler: answers the requests.
+        max_count: at most so many; None means all, bounded so that a flood cannot keep the caller here.
+        timeout_s: how long to wait for the first one if nothing is queued.
+    """
+    if timeout_s > 0 and not socket.poll(0):
+        handler.queue_was_empty_at = time.monotonic()
+        socket.poll(int(timeout_s * 1000))
+    limit = _MAX_REQUESTS_PER_TURN if max_count is None else max_count
+    for num_answered in range(limit):
+        try:
+            frames = socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            handler.queue_was_empty_at = time.monotonic()
+            return num_answered
+        payload = frames[0] if len(frames) == 1 else b""
+        reply = None
+        try:
+            reply = handler.handle(payload, time.monotonic() - handler.queue_was_empty_at)
+        finally:
+            # A REP socket that was left unanswered would be stuck, so an interrupt is answered too.
+            socket.send(handler.handle(payload) if reply is None else reply)
+    return limit

@@ -1,0 +1,197 @@
+"""Bytes to values and back: msgpack by msgspec, numpy arrays beside it, no pickle anywhere.
+
+`encode`/`decode` carry control messages: plain values (None, bool, int of 64 bits, float, str, bytes, list,
+dict), msgspec Structs, and small numpy arrays inside them; tuples arrive as lists.
+`array_frames`/`arrays_from_frames` carry bulk arrays: a small header plus one raw buffer per array, copied
+neither on the way out nor in.
+
+Whatever the bytes, decoding ends with a value of the expected type or with `ProtocolError`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Annotated, Any, TypeAlias, TypeVar, cast
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from hpc_marl.errors import ProtocolError
+
+T = TypeVar("T")
+Buffer: TypeAlias = "bytes | bytearray | memoryview"
+
+_ARRAY_EXTENSION = 1
+_MAX_DIMENSIONS = 8
+_MAX_ARRAYS = 4096
+# Neither objects (O), records (V), texts (S, U) nor times: numbers only, little-endian.
+_DTYPES = {
+    dtype.str: dtype
+    for dtype in (
+        np.dtype(code)
+        for code in ("?", "i1", "u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
+    )
+}
+# What msgspec and the hooks below are known to raise on hostile bytes: wrong types, deep nesting, unhashable
+# keys, years out of range, bad UTF-8.
+_DECODING_ERRORS = (msgspec.MsgspecError, RecursionError, ValueError, TypeError, OverflowError, MemoryError)
+
+_Dimension = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+_Shape = Annotated[tuple[_Dimension, ...], msgspec.Meta(max_length=_MAX_DIMENSIONS)]
+_DtypeCode = Annotated[str, msgspec.Meta(max_length=4)]
+_ArrayName = Annotated[str, msgspec.Meta(max_length=256)]
+
+
+class _ArrayLayout(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """dtype and shape of one array."""
+
+    dtype: _DtypeCode
+    shape: _Shape
+
+
+class _EmbeddedArray(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """An array inside a message; `content` is in C order."""
+
+    layout: _ArrayLayout
+    content: bytes
+
+
+class _ArrayHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Names and layouts of the frames that follow, in their order."""
+
+    names: Annotated[tuple[_ArrayName, ...], msgspec.Meta(max_length=_MAX_ARRAYS)]
+    layouts: Annotated[tuple[_ArrayLayout, ...], msgspec.Meta(max_length=_MAX_ARRAYS)]
+
+
+def encode(value: Any) -> bytes:
+    """Return `value` as msgpack.
+
+    >>> decode(encode({"x": 42, "a": np.arange(3)}), dict[str, Any])
+    {'x': 42, 'a': array([0, 1, 2])}
+
+    Raises:
+        ProtocolError: it holds something that may not travel, such as an arbitrary object.
+    """
+    try:
+        return _encoder().encode(value)
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ProtocolError(f"a {type(value).__name__} cannot be sent: {error}") from error
+
+
+def decode(data: Buffer, expected: type[T]) -> T:
+    """Return the value in `data`, validated as `expected` (a Struct, `dict[str, Any]`, `int`, ...).
+
+    Arrays are copies of their own and can be written to.
+
+    Raises:
+        ProtocolError: `data` is not exactly one such value.
+    """
+    try:
+        result: T = _decoder(cast(Any, expected)).decode(data)
+    except _DECODING_ERRORS as error:
+        raise ProtocolError(f"not a {getattr(expected, '__name__', expected)}: {error}") from error
+    return result
+
+
+def array_frames(arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[bytes, list[memoryview]]:
+    """Return a header and one buffer per array, to be sent as frames of one message.
+
+    The buffers are views of the arrays (of a copy where an array is not C-contiguous and little-endian).
+
+    Raises:
+        ProtocolError: a dtype, a number of dimensions or a name that may not travel.
+    """
+    prepared = [_sendable(array) for array in arrays.values()]
+    header = _ArrayHeader(
+        tuple(arrays), tuple(_ArrayLayout(array.dtype.str, array.shape) for array in prepared)
+    )
+    if len(prepared) > _MAX_ARRAYS or any(len(name) > 256 for name in arrays):
+        raise ProtocolError(
+            f"{len(prepared)} arrays; expected at most {_MAX_ARRAYS}, with names up to 256 characters"
+        )
+    return encode(header), [array.reshape(-1).view(np.uint8).data for array in prepared]
+
+
+def arrays_from_frames(header: Buffer, frames: Sequence[Any]) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of a message, as read-only views of its frames.
+
+    Args:
+        header: as made by `array_frames`.
+        frames: objects with the buffer interface (bytes, memoryview, zmq.Frame), one per array.
+
+    Raises:
+        ProtocolError: header and frames do not fit each other or the rules.
+    """
+    layout = decode(header, _ArrayHeader)
+    if not len(layout.names) == len(layout.layouts) == len(frames):
+        raise ProtocolError(
+            f"{len(frames)} frames for {len(layout.names)} names and {len(layout.layouts)} layouts; "
+            "expected equal numbers"
+        )
+    if len(set(layout.names)) != len(layout.names):
+        raise ProtocolError("two arrays have the same name")
+    return {
+        name: _array_view(one, frame)
+        for name, one, frame in zip(layout.names, layout.layouts, frames, strict=True)
+    }
+
+
+def _sendable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    dtype = array.dtype.newbyteorder("<")
+    if dtype.str not in _DTYPES or array.ndim > _MAX_DIMENSIONS:
+        raise ProtocolError(
+            f"an array of dtype {array.dtype} with {array.ndim} dimensions cannot be sent; "
+            f"expected at most {_MAX_DIMENSIONS} dimensions and one of {' '.join(_DTYPES)}"
+        )
+    return np.asarray(array, dtype=dtype, order="C")
+
+
+def _array_view(layout: _ArrayLayout, content: Any) -> npt.NDArray[Any]:
+    dtype = _DTYPES.get(layout.dtype)
+    if dtype is None:
+        raise ProtocolError(f"dtype {layout.dtype!r} is not allowed; expected one of {' '.join(_DTYPES)}")
+    view = memoryview(content)
+    num_bytes = math.prod(layout.shape) * dtype.itemsize
+    if view.nbytes != num_bytes:
+        raise ProtocolError(
+            f"{view.nbytes} bytes for {layout.dtype}{list(layout.shape)}; expected {num_bytes}"
+        )
+    try:
+        array = np.frombuffer(view, dtype=dtype) if num_bytes else np.empty(0, dtype=dtype)
+        array = array.reshape(layout.shape)
+    except ValueError as error:  # An empty array whose other dimensions multiply beyond the address space.
+        raise ProtocolError(f"shape {list(layout.shape)} is impossible: {error}") from error
+    array.flags.writeable = False
+    return array
+
+
+@lru_cache(maxsize=1)
+def _encoder() -> msgspec.msgpack.Encoder:
+    return msgspec.msgpack.Encoder(enc_hook=_encode_numpy)
+
+
+@lru_cache(maxsize=256)
+def _decoder(expected: Any) -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(expected, ext_hook=_decode_extension)
+
+
+def _encode_numpy(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        array = _sendable(value)
+        embedded = _EmbeddedArray(_ArrayLayout(array.dtype.str, array.shape), array.tobytes())
+        return msgspec.msgpack.Ext(_ARRAY_EXTENSION, msgspec.msgpack.encode(embedded))
+    if isinstance(value, (np.bool_, np.integer, np.floating)):
+        return value.item()
+    raise TypeError(
+        f"{type(value).__module__}.{type(value).__qualname__} is neither a plain value nor a numeric array"
+    )
+
+
+def _decode_extension(code: int, content: memoryview) -> Any:
+    if code != _ARRAY_EXTENSION:
+        raise ProtocolError(f"extension type {code}; expected {_ARRAY_EXTENSION} (an array)")
+    embedded = decode(content, _EmbeddedArray)
+    return _array_view(embedded.layout, embedded.content).copy()
