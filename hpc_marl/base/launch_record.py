@@ -1,0 +1,54 @@
+"""LaunchRecord: launch.json, the handle of a run: everything a worker or a controller needs to find the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from hpc_marl.base.run_directory import RunDirectory, atomic_write
+from hpc_marl.errors import ConfigError
+
+
+class LaunchRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a launch of a trial is; a resumed trial gets a new one with a new run_uuid."""
+
+    experiment_name: str
+    trial_name: str
+    run_uuid: str
+    """Names and keys of this launch; nothing of an earlier one is ever trusted."""
+    epoch: int
+    """The trainer's first right to write in this launch: above every checkpoint's epoch."""
+    interface: str | None
+    heartbeat_interval_s: float
+    orphan_grace_s: float
+    worker_kinds: dict[str, str] = {}
+    """Kinds of the user's own: kind -> module:Class."""
+    code_version: str = ""
+    user: str = ""
+    host: str = ""
+    pid: int = 0
+    """The controller's process on `host`, with its creation time, because process ids are used again."""
+    pid_create_time: float = 0.0
+    jobs: list[dict[str, Any]] = []
+
+
+def write_launch_record(directory: RunDirectory, record: LaunchRecord) -> None:
+    """Write launch.json, atomically."""
+    atomic_write(directory.launch_file, msgspec.json.format(msgspec.json.encode(record), indent=1))
+
+
+def read_launch_record(directory: RunDirectory) -> LaunchRecord:
+    """Read launch.json.
+
+    Raises:
+        ConfigError: there is none, or it is not one of ours.
+    """
+    try:
+        return msgspec.json.decode(directory.launch_file.read_bytes(), type=LaunchRecord)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{directory.path} holds no run: there is no {directory.launch_file.name}"
+        ) from None
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"{directory.launch_file} is not a launch record: {error}") from None

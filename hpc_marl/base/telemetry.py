@@ -1,0 +1,223 @@
+"""Logs with the worker's name on each line, and metrics that never make the training wait.
+
+    write(row) -> bounded queue -> thread -> metrics.jsonl + TensorBoard events
+
+`write` only puts the row into the queue; where the disk is so slow that the queue is full, rows are dropped
+and counted. A resumed run appends to both.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import math
+import os
+import queue
+import threading
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+
+_log = logging.getLogger(__name__)
+
+_QUEUE_ROWS = 1000
+_CLOSE_TIMEOUT_S = 10.0
+_NOT_PLOTTED = ("env_steps", "time_s")
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+
+
+def configure_logging(worker_name: str, log_file: str | Path | None) -> None:
+    """Send this process's log records, and Python's warnings, to a file; each line names the worker.
+
+    Args:
+        worker_name: such as `actor/3`.
+        log_file: appended to; its directory is made where missing. None: standard error.
+    """
+    handler: logging.Handler = logging.StreamHandler()
+    if log_file is not None:
+        Path(log_file).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handler = logging.FileHandler(log_file)
+    name = worker_name.replace("%", "%%")
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {name} %(levelname)s %(name)s: %(message)s"))
+    logging.captureWarnings(True)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+class MetricsWriter:
+    """Writes rows of metrics from a thread of its own; a context manager.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     with MetricsWriter(directory, tensorboard=False) as writer:
+    ...         writer.write({"env_steps": 100, "episode_return": 0.5})
+    ...     read_metrics(Path(directory) / METRICS_FILE)
+    [{'env_steps': 100, 'episode_return': 0.5}]
+
+    Args:
+        directory: where metrics.jsonl and the event files go; made where missing.
+        tensorboard: write TensorBoard events, too; a row's `env_steps` is the step of its values.
+        max_rows: rows that may wait to be written.
+
+    Attributes:
+        num_dropped: rows that were not written because the queue was full or the disk refused.
+    """
+
+    def __init__(
+        self, directory: str | Path, *, tensorboard: bool = True, max_rows: int = _QUEUE_ROWS
+    ) -> None:
+        self.num_dropped = 0
+        self._directory = Path(directory)
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._tensorboard = tensorboard
+        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(max_rows)
+        self._thread = threading.Thread(target=self._run, name="metrics-writer", daemon=True)
+        self._thread.start()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Hand over one row, numbers and texts by name, and return at once.
+
+        Raises:
+            TypeError: a value is no number or text.
+        """
+        plain = {name: _plain(name, value) for name, value in row.items()}
+        try:
+            self._queue.put_nowait(plain)
+        except queue.Full:
+            self.num_dropped += 1
+
+    def close(self) -> None:
+        """Write what is waiting and end the thread; gives up on a disk that does not answer."""
+        if not self._thread.is_alive():
+            return
+        try:
+            self._queue.put(None, timeout=_CLOSE_TIMEOUT_S)
+        except queue.Full:
+            _log.warning("metrics: the disk does not answer; %d rows are lost", self._queue.qsize())
+            return
+        self._thread.join(_CLOSE_TIMEOUT_S)
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        sinks: list[_JsonLines | _TensorBoard] = [_JsonLines(self._directory / METRICS_FILE)]
+        if self._tensorboard:
+            sinks.append(_TensorBoard(self._directory))
+        while (row := self._queue.get()) is not None:
+            for sink in sinks:
+                try:
+                    sink.write(row)
+                except OSError as error:
+                    # A full disk must not end the training; the next row may find room again.
+                    self.num_dropped += 1
+                    _log.warning("metrics: a row was not written: %s", error)
+        for sink in sinks:
+            sink.close()
+
+
+class _JsonLines:
+    """One JSON object a line, appended; a line torn by a dead writer or a full disk is cut off."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        if self._descriptor is None:
+            _cut_torn_line(self._path)
+            self._descriptor = os.open(self._path, _APPEND, 0o600)
+        line = (json.dumps(row) + "\n").encode()
+        if os.write(self._descriptor, line) != len(line):
+            self.close()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+class _TensorBoard:
+    """Event files; begun with the first row, whose step hides what an earlier life wrote beyond it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._writer: Any = None
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        step = int(row.get("env_steps") or 0)
+        if self._writer is None:
+            # Imports torch where it is installed, so only the process that trains may come here.
+            from tensorboardX import SummaryWriter
+
+            # Two lives that begin within one second would otherwise have one file, and the second empty it.
+            suffix = f".{uuid.uuid4().hex[:8]}"
+            self._writer = SummaryWriter(
+                str(self._directory), purge_step=step, flush_secs=5, filename_suffix=suffix
+            )
+        for name, value in row.items():
+            if isinstance(value, (int, float)) and name not in _NOT_PLOTTED:
+                self._writer.add_scalar(_tag(name), value, step)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Return the rows of a metrics.jsonl, oldest first; none where there is no file.
+
+    A torn last line, as a killed writer leaves behind, is passed over. Of a resumed run, rows of steps that
+    were taken again are replaced by the later ones, so that `env_steps` only grows.
+    """
+    rows: list[dict[str, Any]] = []
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        return rows
+    for line in content.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if not isinstance(row, dict):
+            continue
+        while rows and rows[-1].get("env_steps", 0) >= row.get("env_steps", math.inf):
+            rows.pop()
+        rows.append(row)
+    return rows
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return a number or text as JSON knows it; NaN and infinity, which it does not, as None."""
+    item = value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
+    if item is not None and not isinstance(item, (int, float, str)):
+        raise TypeError(f"metric {name!r} is a {type(value).__name__}; a metric is a number or a text")
+    return None if isinstance(item, float) and not math.isfinite(item) else item
+
+
+def _tag(name: str) -> str:
+    """Return the name under which TensorBoard groups a metric: episode/, throughput/ or train/."""
+    if name.startswith("episode_"):
+        return f"episode/{name.removeprefix('episode_')}"
+    if name.endswith("_per_s"):
+        return f"throughput/{name}"
+    return f"train/{name}"
+
+
+def _cut_torn_line(path: Path) -> None:
+    try:
+        with path.open("rb+") as file:
+            content = file.read()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                file.truncate(whole)
+    except FileNotFoundError:
+        return
