@@ -1,0 +1,86 @@
+"""The actor's forward pass in torch: for large networks and GPUs; `NumpyActor`'s interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hpc_marl.errors import WorkerError
+from hpc_marl.policies.actor_critic import ActorCritic
+from hpc_marl.policies.numpy_actor import check_weights
+from hpc_marl.policies.spec import ActResult, PolicySpec
+
+Array = NDArray[np.float32]
+
+
+class TorchActor:
+    """A policy on any torch device: `load` weights, then `act`.
+
+    Args:
+        spec: the policy.
+        device: `cpu`, `cuda` or `cuda:N`.
+    """
+
+    def __init__(self, spec: PolicySpec, device: str = "cpu") -> None:
+        self.spec = spec
+        self.policy_version = -1
+        self._device = torch.device(device)
+        self._model = ActorCritic(spec).to(self._device)
+
+    def load(self, weights: Mapping[str, NDArray[Any]], policy_version: int) -> None:
+        """Copy new weights in; see `NumpyActor.load`."""
+        check_weights(self.spec, weights)
+        for name, own in self._model.actor.state_dict().items():
+            own.copy_(torch.from_numpy(np.array(weights[name], np.float32)))
+        self.policy_version = policy_version
+
+    @torch.inference_mode()
+    def act(
+        self,
+        observation: Array,
+        action_mask: NDArray[np.bool_] | None,
+        memory: Array | None,
+        noise: Array,
+        greedy: bool = False,
+    ) -> ActResult:
+        """Choose actions; see `NumpyActor.act`."""
+        if self.policy_version < 0:
+            raise WorkerError("this policy has no weights yet; call load() before act()")
+        inputs = self._model.inputs(
+            self._tensor(observation),
+            action_mask=None if action_mask is None else self._tensor(action_mask),
+            memory=None if memory is None else self._tensor(memory),
+        )
+        if self.spec.memory_size:  # a sequence of one step per environment
+            inputs = inputs.map(lambda tensor: tensor if tensor is inputs.memory else tensor.unsqueeze(1))
+        features, memories = self._model.core(inputs)
+        output = self._model.policy_output(features, inputs.action_mask)
+        if memories is not None:
+            output = output.squeeze(1)
+        action = self._sample(output, self._tensor(noise), greedy)
+        log_prob, _ = self._model.log_prob_entropy(output, action)
+        if not self.spec.env.is_continuous:
+            action = action.to(torch.int32)
+        return ActResult(
+            action.cpu().numpy(),
+            log_prob.cpu().numpy(),
+            None if memories is None else memories[:, -1].cpu().numpy(),
+            self.policy_version,
+        )
+
+    def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
+        # a copy where the array is read-only, as views of shared memory may be: torch warns of those
+        return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self._device)
+
+    def _sample(self, output: torch.Tensor, noise: torch.Tensor, greedy: bool) -> torch.Tensor:
+        log_std = self._model.actor.log_std
+        if log_std is not None:
+            return output if greedy else output + noise * torch.exp(log_std)
+        if greedy:
+            return output.argmax(dim=-1)
+        cdf = torch.exp(output - output.amax(dim=-1, keepdim=True)).cumsum(dim=-1)
+        return (cdf <= noise * cdf[..., -1:]).sum(dim=-1)
