@@ -1,0 +1,331 @@
+"""Proximal policy optimisation: PPO, and with parameters shared by all agents IPPO and MAPPO.
+
+    SampleBatch ──► values of all T+1 observations (current critic) ──► GAE | V-trace ──► value normaliser
+                ──► epochs x minibatches: clipped surrogate + value loss - entropy bonus ──► Adam ──► metrics
+
+Everything is masked by `alive`. Nothing that is not finite reaches the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hpc_marl.algorithms.losses import clipped_surrogate, value_loss
+from hpc_marl.algorithms.minibatches import BatchTensors, TrainingRows
+from hpc_marl.algorithms.normalization import RunningMoments, rescale_head
+from hpc_marl.algorithms.returns import Estimates, Trajectory, gae, vtrace
+from hpc_marl.config.algorithm import PPOConfig
+from hpc_marl.data.samples import SampleBatch
+from hpc_marl.errors import CheckpointError
+from hpc_marl.policies.actor_critic import ActorCritic, NetworkInputs
+from hpc_marl.policies.spec import PolicySpec
+
+Array = NDArray[np.float32]
+StateArrays = dict[str, dict[str, NDArray[Any]]]
+
+_MAX_LOG_RATIO = 20.0  # exp of it is still far from float32's largest number
+
+
+class _Targets(NamedTuple):
+    """What is estimated once per update, [T, E, N] each."""
+
+    old_log_prob: Array
+    advantage: Array
+    value_target: Array
+    old_value: Array
+    importance: Array
+
+
+class PPO:
+    """The learner: networks, optimiser, value normaliser and the random state of the minibatches.
+
+    With `mode="sync"` batches are on-policy and the update is plain PPO. With `mode="async"` they may be a
+    few versions old and `config.off_policy_correction` says what to do about it. Both corrections clip the
+    surrogate around the policy before this update, not around the one that acted (the "decoupled" objective
+    of Hilton et al. 2022), and weight each advantage by the ratio of these two: `decoupled` plain GAE by the
+    ratio as it is; `vtrace` V-trace's advantages by the clipped ratio, with value targets corrected as well.
+
+    Equal seeds and equal batches give equal weights, bit for bit, on one machine and device.
+
+    Args:
+        config: hyper-parameters.
+        spec: the policy; its `critic` must be `config.critic`.
+        total_env_steps: where an annealed learning rate reaches 0.
+        mode: sync or async.
+        device: torch device.
+        seed: of initial weights and minibatch order.
+        num_threads: torch's threads in this process; more than one per free core makes updates much slower.
+    """
+
+    def __init__(
+        self,
+        config: PPOConfig,
+        spec: PolicySpec,
+        *,
+        total_env_steps: int,
+        mode: Literal["sync", "async"] = "sync",
+        device: str = "cpu",
+        seed: int = 0,
+        num_threads: int = 1,
+    ) -> None:
+        torch.set_num_threads(num_threads)
+        self.config = config
+        self.spec = spec
+        self.optimizer_steps = 0
+        self._total_env_steps = total_env_steps
+        self._correction = config.off_policy_correction if mode == "async" else "none"
+        self._device = torch.device(device)
+        self._generator = torch.Generator().manual_seed(seed)
+        self.model = ActorCritic(spec, seed).to(self._device)
+        self._parameters = dict(self.model.named_parameters())
+        self._optimizer = torch.optim.Adam(
+            self._parameters.values(), lr=config.learning_rate, eps=config.adam_eps, fused=True
+        )
+        self._moments = RunningMoments() if config.value_normalization != "none" else None
+
+    def update(self, batch: SampleBatch, env_steps_done: int) -> dict[str, float]:
+        """Learn from one batch.
+
+        Args:
+            batch: T steps of E environments.
+            env_steps_done: environment steps trained on before this batch; sets the learning rate.
+
+        Returns:
+            Metrics of this update. `skipped_updates` is 1 where the batch held numbers that are not finite
+            (or no live agent) and nothing was learned; `skipped_minibatches` counts steps left out because of
+            such a loss or gradient.
+        """
+        learning_rate = self._set_learning_rate(env_steps_done)
+        tensors = BatchTensors(batch, self.model, self.config.memory_chunk_length, self._device)
+        inputs = tensors.step_inputs()
+        value, log_prob = self._evaluate(tensors, inputs)
+        alive = batch.alive[:-1]
+        targets, metrics = self._estimate(batch, value, log_prob)
+        metrics |= {"learning_rate": learning_rate, "skipped_updates": 0.0, "skipped_minibatches": 0.0}
+        if not alive.any() or not all(np.isfinite(array).all() for array in targets):
+            return metrics | {"skipped_updates": 1.0}
+        metrics |= _fit_metrics(targets, alive)
+        rows = tensors.rows(inputs, [*self._normalize(targets, alive), alive.astype(np.float32)])
+        return metrics | self._optimize(rows)
+
+    def actor_weights(self) -> dict[str, Array]:
+        """Return copies of the actor's weights, as actors load them; always finite."""
+        return self.model.actor_weights()
+
+    def state_dict(self) -> tuple[StateArrays, dict[str, int]]:
+        """Return all that training goes on from: arrays in groups `model` and `optim`, and plain numbers."""
+        model = {name: tensor.cpu().numpy().copy() for name, tensor in self.model.state_dict().items()}
+        if self._moments is not None:
+            model |= {f"value_moments.{name}": array for name, array in self._moments.state_dict().items()}
+        optim: dict[str, NDArray[Any]] = {"minibatch_rng": self._generator.get_state().numpy().copy()}
+        for name, parameter in self._parameters.items():
+            for key, tensor in self._optimizer.state[parameter].items():
+                optim[f"{key}.{name}"] = tensor.cpu().numpy().copy()
+        return {"model": model, "optim": optim}, {"optimizer_steps": self.optimizer_steps}
+
+    def load_state_dict(
+        self, arrays: Mapping[str, Mapping[str, NDArray[Any]]], scalars: Mapping[str, Any]
+    ) -> None:
+        """Go on from what `state_dict` returned, bit for bit.
+
+        Raises:
+            CheckpointError: it is of another policy or algorithm.
+        """
+        model, optim = dict(arrays["model"]), arrays["optim"]
+        moments = {name: model.pop(name) for name in list(model) if name.startswith("value_moments.")}
+        try:
+            self.model.load_state_dict(
+                {name: torch.from_numpy(np.array(value)) for name, value in model.items()}
+            )
+        except RuntimeError as error:
+            raise CheckpointError(f"this checkpoint is of another policy: {error}") from None
+        if bool(moments) != (self._moments is not None):
+            raise CheckpointError(
+                "algorithm.value_normalization was switched on or off since this checkpoint was written"
+            )
+        if self._moments is not None:
+            self._moments.load_state_dict({name.partition(".")[2]: array for name, array in moments.items()})
+        for name, parameter in self._parameters.items():
+            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in optim]
+            self._optimizer.state[parameter] = {
+                key: torch.from_numpy(np.array(optim[f"{key}.{name}"])).to(self._device) for key in keys
+            }
+        self._generator.set_state(torch.from_numpy(np.array(optim["minibatch_rng"], np.uint8)))
+        self.optimizer_steps = int(scalars["optimizer_steps"])
+
+    def _set_learning_rate(self, env_steps_done: int) -> float:
+        rate = self.config.learning_rate
+        if self.config.anneal_learning_rate:
+            rate *= max(0.0, 1.0 - env_steps_done / self._total_env_steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    @torch.no_grad()
+    def _evaluate(self, tensors: BatchTensors, inputs: NetworkInputs) -> tuple[Array, Array | None]:
+        """Return values [T+1, E, N] in reward units and, where needed, log-probabilities [T, E, N]."""
+        log_prob = None
+        if self._correction == "none":
+            value, memory = self.model.values(inputs)
+        else:
+            features, memories = self.model.core(inputs)
+            output = self.model.policy_output(features, inputs.action_mask)
+            log_prob = tensors.restore(self.model.log_prob_entropy(output, tensors.action())[0]).cpu().numpy()
+            value = self.model.critic(inputs.own, inputs.state, inputs.present, memories)
+            memory = None if memories is None else memories[:, -1]
+        final, _ = self.model.values(tensors.final_inputs(memory))
+        final = final.squeeze(1) if tensors.is_recurrent else final
+        values = torch.cat([tensors.restore(value), final.unsqueeze(0)]).cpu().numpy()
+        return values if self._moments is None else self._moments.denormalize(values), log_prob
+
+    def _estimate(
+        self, batch: SampleBatch, value: Array, log_prob: Array | None
+    ) -> tuple[_Targets, dict[str, float]]:
+        """Return targets (0 where nobody was alive) and metrics of the off-policy correction."""
+        config, alive = self.config, batch.alive[:-1]
+        trajectory = Trajectory(batch.reward, value, batch.terminated, batch.truncated, alive)
+        behaviour_log_prob = np.where(alive, batch.log_prob, np.float32(0))
+        metrics: dict[str, float] = {}
+        if log_prob is None:
+            estimates = gae(trajectory, discount=config.discount, gae_lambda=config.gae_lambda)
+            old_log_prob, importance = behaviour_log_prob, np.ones_like(behaviour_log_prob)
+        else:
+            old_log_prob = np.where(alive, log_prob, np.float32(0))
+            ratio = np.exp(np.clip(old_log_prob - behaviour_log_prob, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+            estimates, importance = self._corrected(trajectory, ratio)
+            metrics = _ratio_metrics(ratio[alive], config.vtrace_rho_max)
+        zero = np.float32(0)
+        target = np.where(alive, estimates.value_target, zero)
+        old_value = np.where(alive, value[:-1], zero)
+        return _Targets(old_log_prob, estimates.advantage, target, old_value, importance), metrics
+
+    def _corrected(self, trajectory: Trajectory, ratio: Array) -> tuple[Estimates, Array]:
+        """Return estimates, and the importance weights of their advantages."""
+        config = self.config
+        if self._correction == "vtrace":
+            estimates = vtrace(
+                trajectory,
+                ratio,
+                discount=config.discount,
+                gae_lambda=config.gae_lambda,
+                rho_max=config.vtrace_rho_max,
+                c_max=config.vtrace_c_max,
+            )
+            return estimates, np.minimum(ratio, np.float32(config.vtrace_rho_max))
+        return gae(trajectory, discount=config.discount, gae_lambda=config.gae_lambda), ratio
+
+    def _normalize(self, targets: _Targets, alive: NDArray[np.bool_]) -> tuple[Array, Array, Array, Array]:
+        """Take the targets into the value normaliser.
+
+        Returns:
+            [T, E, N] old log-probability; advantage, normalised before it is weighted, as a baseline within
+            the importance weight keeps the gradient unbiased; normalised value target and old value.
+        """
+        advantage, target, old_value = targets.advantage, targets.value_target, targets.old_value
+        if self.config.normalize_advantage:
+            valid = advantage[alive].astype(np.float64)  # squares of large rewards overflow float32
+            centred = (advantage - np.float32(valid.mean())) / np.float32(valid.std() + 1e-8)
+            advantage = np.where(alive, centred, np.float32(0))
+        if self._moments is not None:
+            old_mean, old_std = self._moments.mean, self._moments.std
+            self._moments.update(target[alive])
+            if self.config.value_normalization == "popart":
+                rescale_head(self.model.critic.head, old_mean, old_std, self._moments.mean, self._moments.std)
+            target, old_value = self._moments.normalize(target), self._moments.normalize(old_value)
+        return targets.old_log_prob, advantage * targets.importance, target, old_value
+
+    def _optimize(self, rows: TrainingRows) -> dict[str, float]:
+        losses: list[Tensor] = []
+        grad_norms: list[float] = []
+        log_ratios: list[tuple[Tensor, Tensor]] = []
+        skipped = 0
+        for epoch in range(self.config.num_epochs):
+            for minibatch in rows.minibatches(self.config.num_minibatches, self._generator):
+                loss, parts, log_ratio, weight = self._loss(minibatch)
+                self._optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                norm = torch.nn.utils.clip_grad_norm_(
+                    list(self._parameters.values()), self.config.max_grad_norm, foreach=True
+                )
+                loss_value, grad_norm = torch.stack([loss.detach(), norm]).tolist()  # one wait for both
+                if not (math.isfinite(loss_value) and math.isfinite(grad_norm)):
+                    skipped += 1
+                    continue
+                self._optimizer.step()
+                self.optimizer_steps += 1
+                losses.append(parts)
+                grad_norms.append(grad_norm)
+                if epoch == self.config.num_epochs - 1:
+                    log_ratios.append((log_ratio, weight))
+        metrics = {"skipped_minibatches": float(skipped)}
+        if losses:
+            means = torch.stack(losses).mean(dim=0).tolist()
+            metrics |= dict(zip(("policy_loss", "value_loss", "entropy"), means, strict=True))
+            metrics["grad_norm"] = float(np.mean(grad_norms))
+        return metrics | _step_metrics(log_ratios, self.config.clip_eps)
+
+    def _loss(self, rows: TrainingRows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the loss, its three parts, log ratios, and the weight of each entry."""
+        config = self.config
+        old_log_prob, advantage, target, old_value, alive = rows.scalars.unbind(0)
+        weight = alive / alive.sum().clamp(min=1.0)
+        log_prob, entropies, value = self.model.evaluate_actions(rows.inputs, rows.action)
+        policy_loss, log_ratio = clipped_surrogate(
+            log_prob, old_log_prob, advantage, weight, clip_eps=config.clip_eps
+        )
+        critic_loss = value_loss(
+            value,
+            target,
+            old_value,
+            weight,
+            form=config.value_loss,
+            huber_delta=config.huber_delta,
+            clip_eps=config.value_clip_eps,
+        )
+        entropy = (weight * entropies).sum()
+        loss = policy_loss + config.value_coef * critic_loss - config.entropy_coef * entropy
+        return loss, torch.stack([policy_loss, critic_loss, entropy]).detach(), log_ratio.detach(), weight
+
+
+def _ratio_metrics(ratio: Array, rho_max: float) -> dict[str, float]:
+    """Return how far the policy is from the one that acted."""
+    if not ratio.size:
+        return {}
+    return {
+        "importance_ratio_mean": float(ratio.mean()),
+        "importance_ratio_max": float(ratio.max()),
+        "importance_clipped_fraction": float((ratio > rho_max).mean()),
+    }
+
+
+def _fit_metrics(targets: _Targets, alive: NDArray[np.bool_]) -> dict[str, float]:
+    """Return how well the critic foretold the targets."""
+    target = targets.value_target[alive].astype(np.float64)
+    error = target - targets.old_value[alive]
+    variance = float(target.var())
+    return {
+        "explained_variance": 1.0 - float(error.var()) / variance if variance > 0 else 0.0,
+        "value_target_mean": float(target.mean()),
+        "advantage_std": float(targets.advantage[alive].std(dtype=np.float64)),
+    }
+
+
+def _step_metrics(log_ratios: list[tuple[Tensor, Tensor]], clip_eps: float) -> dict[str, float]:
+    """Return how far the last epoch found the policy from the old one (KL by mean of r - 1 - log r)."""
+    if not log_ratios:
+        return {}
+    sums = torch.zeros(2, device=log_ratios[0][0].device)
+    for log_ratio, weight in log_ratios:
+        ratio = log_ratio.exp()
+        kl = (weight * (ratio - 1.0 - log_ratio)).sum()
+        clipped = (weight * ((ratio - 1.0).abs() > clip_eps)).sum()
+        sums += torch.stack([kl, clipped])
+    kl_mean, clip_fraction = (sums / len(log_ratios)).tolist()
+    return {"approx_kl": kl_mean, "clip_fraction": clip_fraction}
