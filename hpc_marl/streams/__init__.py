@@ -1,0 +1,1 @@
+"""What flows between workers while they train: samples, parameters, inference. Imports no torch."""

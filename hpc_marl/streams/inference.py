@@ -1,0 +1,27 @@
+"""The inference stream: observations of environment groups to policy workers, actions back to the actors.
+
+    InferenceClient.submit(group) --(one message)--> InferenceServer.poll -> take -> act -> reply
+                    collect(group) <-------------------------------------------------'
+
+Why no queue grows: a group has at most one request open. At a server a later request of a group replaces an
+earlier one, so it holds at most one per group of every client, however slowly it answers.
+
+Why no group waits for ever, and none gets two answers: every request has an id, and only the answer to the
+group's open request is handed out. A request that has waited `timeout_s`, or whose server has gone, is sent
+again, with the same id, to the next server; acting is a pure function of the request, so it does not matter
+who answers, or how often.
+"""
+
+from __future__ import annotations
+
+from hpc_marl.streams.inference_client import ClientStatistics, InferenceClient, InferenceReply
+from hpc_marl.streams.inference_server import InferenceRequest, InferenceServer, ServerStatistics
+
+__all__ = [
+    "ClientStatistics",
+    "InferenceClient",
+    "InferenceReply",
+    "InferenceRequest",
+    "InferenceServer",
+    "ServerStatistics",
+]

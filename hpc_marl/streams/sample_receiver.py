@@ -1,0 +1,390 @@
+"""SampleReceiver: the trainer's end of the sample stream.
+
+    poll() -> take() -> ReceivedBatch ... consume() | drop(reason) -> its slot and its credit go back to the
+    sender
+
+Why nothing here grows: every batch that arrives was granted before, and all grants together stay within
+`max_bytes` (`CreditBook` has the argument). Batches of senders on the same node are not even copied: they
+are read in the slot that the environment wrote, which is not written again before it is released here.
+
+Why each batch counts at most once: `Ledger` books every sequence number of every stream exactly once; what
+it has booked before is ignored when it comes again. Of several lives of one actor only the newest is
+listened to.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import zmq
+
+from hpc_marl.base import serialization
+from hpc_marl.base.network import host_identity
+from hpc_marl.base.run_context import RunContext
+from hpc_marl.data import SampleBatch
+from hpc_marl.errors import ProtocolError, StreamError
+from hpc_marl.streams.ledger import Ledger, Tally
+from hpc_marl.streams.sample_admission import FENCED, Admission
+from hpc_marl.streams.sample_credits import CreditBook
+from hpc_marl.streams.sample_messages import (
+    Commit,
+    Credit,
+    Farewell,
+    Goodbye,
+    Hello,
+    Ping,
+    Pong,
+    ReceiverMessage,
+    Refused,
+    SampleMetadata,
+    SenderMessage,
+    Unknown,
+    Welcome,
+    decode_sender_message,
+)
+from hpc_marl.streams.sample_sender import Transport
+from hpc_marl.streams.sample_slots import SampleSlots
+from hpc_marl.streams.sample_statistics import ReceiverStatistics
+
+_MAX_MESSAGES_PER_POLL = 4096  # a flood must not keep the trainer from its work
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class ReceivedBatch:
+    """One batch in the trainer's hands, until it is consumed or dropped; after that its arrays may change."""
+
+    batch: SampleBatch
+    worker_name: str
+    incarnation: str
+    """Of the actor's process."""
+    stream: str
+    """Id of its sender, by which the ledger knows it."""
+    seq: int
+    """Number in its stream."""
+    metadata: SampleMetadata
+    nbytes: int
+    transport: str
+    """shared_memory or zmq."""
+
+
+@dataclass
+class _Peer:
+    """One sender that was let in."""
+
+    hello: Hello
+    routing_id: bytes
+    slots: SampleSlots | None
+    """None where its memory is not shared."""
+    serial: int
+    held: dict[int, int] = field(default_factory=dict)
+    """Slot of each batch that has not been released, by sequence number."""
+
+
+class SampleReceiver:
+    """Receives the sample batches of all actors; see the module's text. Not thread-safe.
+
+    Args:
+        context: of this process.
+        key: name to publish under.
+        max_bytes: most bytes of batches under way and held, all actors together; every environment group may
+            have one batch, even if these are more.
+        transport: see `Transport`; zmq refuses to share memory.
+        epoch: the trainer's right to receive: senders do not follow an entry with a lower one.
+        ledger: of the checkpoint that the trainer starts from.
+        max_message_bytes: largest batch.
+    """
+
+    def __init__(
+        self,
+        context: RunContext,
+        key: str,
+        *,
+        max_bytes: int,
+        transport: Transport = "auto",
+        epoch: int = 0,
+        ledger: Ledger | None = None,
+        max_message_bytes: int = 256 * 2**20,
+    ) -> None:
+        self.ledger = Ledger() if ledger is None else ledger
+        """Accounts for every batch; put it into checkpoints."""
+        self._transport = transport
+        self._admission = Admission(max_message_bytes)
+        self._credits = CreditBook(max_bytes)
+        self._peers: dict[str, _Peer] = {}
+        self._by_name: dict[str, str] = {}
+        self._ready: deque[ReceivedBatch] = deque()
+        self._received = self._held = self._held_bytes = self._peak_held_bytes = 0
+        self._ignored: Counter[str] = Counter()
+        bound = context.sockets.bind(zmq.ROUTER, context.bind_hosts, max_message_bytes=max_message_bytes)
+        self._socket = bound.socket
+        self._handlers: dict[type, Callable[[_Peer, Any, list[Any]], None]] = {
+            Commit: self._take_commit,
+            Ping: self._take_ping,
+            Goodbye: self._take_goodbye,
+        }
+        context.publish(key, bound, extra={"epoch": epoch})
+
+    def poll(self, timeout_s: float = 0.0) -> int:
+        """Take in what has arrived, waiting up to `timeout_s` for the first of it; return the new batches."""
+        before = self._received
+        if self._socket.poll(max(round(timeout_s * 1000), 0)):
+            for _ in range(_MAX_MESSAGES_PER_POLL):
+                try:
+                    frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                except zmq.Again:
+                    break
+                self._take_message(frames)
+        self._tell(self._credits.rebalance())
+        return self._received - before
+
+    def take(self, max_count: int | None = None) -> list[ReceivedBatch]:
+        """Return batches that have arrived, oldest first; each must be given to `consume` or `drop` later."""
+        count = len(self._ready) if max_count is None else min(max_count, len(self._ready))
+        return [self._ready.popleft() for _ in range(count)]
+
+    def consume(self, batches: Iterable[ReceivedBatch]) -> None:
+        """Book batches as learned from and release them; their arrays must not be used any more.
+
+        Raises:
+            StreamError: one of them was consumed or dropped before.
+        """
+        self._settle(batches, self.ledger.consumed)
+
+    def drop(self, batches: Iterable[ReceivedBatch], reason: str) -> None:
+        """Book batches as thrown away and release them.
+
+        Raises:
+            StreamError: one of them was consumed or dropped before.
+        """
+        self._settle(batches, lambda stream, seq: self.ledger.dropped(stream, seq, reason))
+
+    def forget(self, incarnation: str) -> None:
+        """Fence a process off that the controller knows to be dead; what it had not got across is lost."""
+        self.poll()
+        self._admission.fence(incarnation)
+        for peer in [peer for peer in self._peers.values() if peer.hello.incarnation == incarnation]:
+            self._retire(peer)
+        self._tell(self._credits.rebalance())
+
+    def statistics(self) -> ReceiverStatistics:
+        """Return counters and what is held."""
+        return ReceiverStatistics(
+            senders=len(self._peers),
+            senders_by_transport=dict(Counter(_transport(peer) for peer in self._peers.values())),
+            received=self._received,
+            held=self._held,
+            held_bytes=self._held_bytes,
+            peak_held_bytes=self._peak_held_bytes,
+            granted=self._credits.granted_batches,
+            reserved_bytes=self._credits.reserved_bytes,
+            ignored=dict(self._ignored),
+        )
+
+    def close(self) -> None:
+        """Stop listening; batches in hand stay readable and the ledger open."""
+        self._socket.close()
+        for stream, peer in self._peers.items():
+            self._credits.leave(stream, len(peer.held))
+            if peer.slots is not None:
+                peer.slots.close()
+        self._peers.clear()
+
+    def _settle(self, batches: Iterable[ReceivedBatch], book: Callable[[str, int], None]) -> None:
+        released: dict[str, list[int]] = {}
+        for received in batches:
+            book(received.stream, received.seq)
+            self._held -= 1
+            self._held_bytes -= received.nbytes
+            peer = self._peers.get(received.stream)
+            if peer is None:
+                self._credits.settle_left(received.nbytes)
+            else:
+                del peer.held[received.seq]
+                released.setdefault(received.stream, []).append(received.seq)
+        self._tell(self._credits.rebalance(), released)
+
+    def _tell(self, changed: Sequence[str], released: dict[str, list[int]] | None = None) -> None:
+        """Send senders what was released and their grant."""
+        released = released or {}
+        for stream in dict.fromkeys((*released, *changed)):
+            grant = self._credits.grant(stream)
+            credit = Credit(stream=stream, released=released.get(stream, []), grant=grant)
+            self._send(self._peers[stream].routing_id, credit)
+
+    def _send(self, routing_id: bytes, message: ReceiverMessage) -> None:
+        """Send without waiting. A message that cannot leave is made up for when the sender asks (Ping)."""
+        try:
+            self._socket.send_multipart([routing_id, serialization.encode(message)], zmq.NOBLOCK)
+        except zmq.Again:
+            self._ignored["unsendable"] += 1
+        except zmq.ZMQError as error:
+            if error.errno != errno.EHOSTUNREACH:
+                raise
+            self._ignored["unsendable"] += 1
+
+    # ---- what senders say
+
+    def _take_message(self, frames: list[Any]) -> None:
+        try:
+            if len(frames) < 2:
+                raise ProtocolError("a message without a header")
+            message = decode_sender_message(frames[1].buffer)
+            self._dispatch(frames[0].bytes, message, frames[2:])
+        except ProtocolError as error:
+            self._ignored["malformed"] += 1
+            _logger.debug("ignored a malformed message on the sample stream: %s", error)
+
+    def _dispatch(self, routing_id: bytes, message: SenderMessage, payload: list[Any]) -> None:
+        peer = self._peers.get(message.stream)
+        if peer is None:
+            if self._admission.is_fenced(message.stream):
+                self._turn_away(routing_id, message)
+            elif isinstance(message, Hello):
+                self._take_hello(routing_id, message)
+            else:
+                self._ignored["unknown"] += 1
+                self._send(routing_id, Unknown(stream=message.stream))
+            return
+        if message.serial <= peer.serial:
+            self._ignored["overtaken"] += 1
+            return
+        peer.serial, peer.routing_id = message.serial, routing_id
+        self._credits.confirm(message.stream, message.heard, message.limit)
+        if isinstance(message, Hello):
+            self._welcome(peer)
+        else:
+            self._handlers[type(message)](peer, message, payload)
+
+    def _take_hello(self, routing_id: bytes, hello: Hello) -> None:
+        problem = self._admission.problem(hello)
+        slots = None if problem else self._attach(hello)
+        if problem is None and slots is None:
+            problem = self._admission.size_problem(hello)
+        if problem is not None:
+            self._ignored["fenced" if problem == FENCED else "refused"] += 1
+            self._send(routing_id, Refused(stream=hello.stream, message=problem))
+            return
+        self.ledger.produced(hello.stream, hello.produced)
+        self._supersede(hello)
+        self._admission.admit(hello)
+        peer = _Peer(hello, routing_id, slots, hello.serial)
+        self._peers[hello.stream] = peer
+        self._by_name[hello.worker_name] = hello.stream
+        self._credits.join(
+            hello.stream,
+            batch_bytes=hello.layout.nbytes,
+            minimum=hello.num_groups,
+            maximum=hello.num_slots,
+            limit=hello.limit,
+        )
+        self._welcome(peer)
+
+    def _attach(self, hello: Hello) -> SampleSlots | None:
+        same_node = hello.host_identity == host_identity()
+        if self._transport != "auto" or hello.shared_memory is None or not same_node:
+            return None
+        try:
+            return SampleSlots.attach(hello.layout, hello.num_slots, hello.shared_memory)
+        except StreamError as error:
+            _logger.info("samples of %s come by ZMQ: %s", hello.worker_name, error)
+            return None
+
+    def _welcome(self, peer: _Peer) -> None:
+        grant = self._credits.grant(peer.hello.stream)
+        shared = peer.slots is not None
+        self._send(peer.routing_id, Welcome(stream=peer.hello.stream, grant=grant, shared_memory=shared))
+
+    def _turn_away(self, routing_id: bytes, message: SenderMessage) -> None:
+        """Answer a stream that has ended: fenced off, or its goodbye was answered and the answer lost."""
+        self._ignored["fenced"] += 1
+        stream = message.stream
+        if isinstance(message, Goodbye):
+            self._send(routing_id, Farewell(stream=stream))
+        else:
+            self._send(routing_id, Refused(stream=stream, message=FENCED))
+
+    def _supersede(self, hello: Hello) -> None:
+        """Fence off the earlier life of the worker that says hello, or its earlier sender."""
+        earlier = self._peers.get(self._by_name.get(hello.worker_name, ""))
+        if earlier is not None:
+            if earlier.hello.incarnation != hello.incarnation:
+                self._admission.fence(earlier.hello.incarnation)
+            self._retire(earlier)
+
+    def _retire(self, peer: _Peer) -> None:
+        """Let go of a sender that cannot say goodbye. Its batches in hand stay valid: we map them too."""
+        total = None if peer.slots is None else peer.slots.counted()
+        self._end(peer, total)
+
+    def _end(self, peer: _Peer, total: Tally | None) -> None:
+        stream = peer.hello.stream
+        try:
+            self.ledger.end(stream, total)
+        except ProtocolError:  # a dying process may scribble; what has arrived is all there is to go by
+            self._ignored["malformed"] += 1
+            self.ledger.end(stream)
+        self._admission.fence(stream)
+        self._credits.leave(stream, len(peer.held))
+        del self._peers[stream]
+        if self._by_name.get(peer.hello.worker_name) == stream:
+            del self._by_name[peer.hello.worker_name]
+        if peer.slots is not None:
+            peer.slots.close()
+
+    def _take_commit(self, peer: _Peer, commit: Commit, payload: list[Any]) -> None:
+        hello, seq = peer.hello, commit.produced.batches
+        if commit.slot >= hello.num_slots or commit.slot in peer.held.values():
+            raise ProtocolError(f"{hello.worker_name} committed slot {commit.slot}, which it cannot have")
+        if peer.slots is not None:
+            if payload:
+                raise ProtocolError(f"{hello.worker_name} sent the bytes of a batch in shared memory")
+            batch = peer.slots.batches[commit.slot]
+        else:
+            if len(payload) != 1 or len(payload[0]) != hello.layout.nbytes:
+                raise ProtocolError(f"a batch of {hello.worker_name} is not {hello.layout.nbytes} bytes")
+            batch = hello.layout.view(payload[0].buffer)
+        tally = Tally(1, commit.metadata.env_steps, commit.metadata.agent_steps)
+        if not self.ledger.received(hello.stream, seq, before=commit.produced, batch=tally):
+            self._ignored["duplicate"] += 1
+            return
+        peer.held[seq] = commit.slot
+        self._ready.append(
+            ReceivedBatch(
+                batch=batch,
+                worker_name=hello.worker_name,
+                incarnation=hello.incarnation,
+                stream=hello.stream,
+                seq=seq,
+                metadata=commit.metadata,
+                nbytes=hello.layout.nbytes,
+                transport=_transport(peer),
+            )
+        )
+        self._received += 1
+        self._held += 1
+        self._held_bytes += hello.layout.nbytes
+        self._peak_held_bytes = max(self._peak_held_bytes, self._held_bytes)
+
+    def _take_ping(self, peer: _Peer, ping: Ping, payload: list[Any]) -> None:
+        # Messages of one connection keep their order, so what has not arrived before this never will, and the
+        # sender is about to use its slot again: book it now, so that a late arrival is ignored.
+        self.ledger.produced(peer.hello.stream, ping.produced)
+        grant = self._credits.grant(peer.hello.stream)
+        held = sorted(peer.held)
+        pong = Pong(stream=peer.hello.stream, next_seq=ping.produced.batches, held=held, grant=grant)
+        self._send(peer.routing_id, pong)
+
+    def _take_goodbye(self, peer: _Peer, goodbye: Goodbye, payload: list[Any]) -> None:
+        self._end(peer, goodbye.produced)
+        self._send(peer.routing_id, Farewell(stream=peer.hello.stream))
+
+
+def _transport(peer: _Peer) -> str:
+    return "zmq" if peer.slots is None else "shared_memory"

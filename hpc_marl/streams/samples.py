@@ -1,0 +1,23 @@
+"""The sample stream: whole sample batches from actors to the trainer, bounded in bytes and accounted for.
+
+actor                                     trainer
+SampleSender.acquire -> commit  ------->  SampleReceiver.poll -> take -> consume | drop
+             ^----------- released, credit ----------------------------------'
+"""
+
+from __future__ import annotations
+
+from hpc_marl.streams.sample_messages import SampleMetadata
+from hpc_marl.streams.sample_receiver import ReceivedBatch, SampleReceiver
+from hpc_marl.streams.sample_sender import SampleSender, Transport
+from hpc_marl.streams.sample_statistics import ReceiverStatistics, SenderStatistics
+
+__all__ = [
+    "ReceivedBatch",
+    "ReceiverStatistics",
+    "SampleMetadata",
+    "SampleReceiver",
+    "SampleSender",
+    "SenderStatistics",
+    "Transport",
+]

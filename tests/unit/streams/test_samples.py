@@ -1,0 +1,444 @@
+"""The contract of the sample stream, over shared memory and over ZMQ."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+
+import numpy as np
+import pytest
+
+from hpc_marl.base.run_context import RunContext
+from hpc_marl.data import EnvSpec, SampleLayout
+from hpc_marl.errors import StreamError
+from hpc_marl.streams import sample_sender
+from hpc_marl.streams.ledger import LOST, Ledger
+from hpc_marl.streams.sample_messages import Commit
+from hpc_marl.streams.sample_slots import SampleSlots
+from hpc_marl.streams.samples import SampleMetadata, SampleReceiver, SampleSender
+from tests.unit.streams.conftest import until
+
+KEY = "exp/trial/sample_stream/trainer/0"
+SPEC = EnvSpec(agent_names=("a", "b"), observation_size=3, num_actions=4, has_action_mask=True, state_size=2)
+LAYOUT = SampleLayout(SPEC, num_steps=5, num_envs=4)
+METADATA = SampleMetadata(env_steps=20, agent_steps=40, episodes=[(1.5, 7)], policy_epoch=2)
+TRANSPORTS = {"shared_memory": "auto", "zmq": "zmq"}
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport(request):
+    return request.param
+
+
+@pytest.fixture
+def new_receiver(new_context, transport):
+    opened = []
+
+    def make(**kwargs):
+        kwargs.setdefault("max_bytes", 2**20)
+        receiver = SampleReceiver(new_context(), KEY, transport=TRANSPORTS[transport], **kwargs)
+        opened.append(receiver)
+        return receiver
+
+    yield make
+    for receiver in opened:
+        receiver.ledger.check()
+        receiver.close()
+
+
+@pytest.fixture
+def new_sender(new_context, transport):
+    opened = []
+
+    def make(name="actor/0", layout=LAYOUT, num_slots=4, **kwargs):
+        sender = SampleSender(
+            new_context(), KEY, name, layout, num_slots, transport=TRANSPORTS[transport], **kwargs
+        )
+        opened.append(sender)
+        return sender
+
+    yield make
+    for sender in opened:
+        sender.close(drain_timeout_s=0)
+
+
+def connect(sender, receiver):
+    until(lambda: sender.statistics().granted, sender.poll, receiver.poll)
+
+
+def send(sender, group=0, **changes):
+    batch = sender.acquire(group)
+    assert batch is not None
+    return sender.commit(batch, SampleMetadata(**{**METADATA_FIELDS, "group": group, **changes}))
+
+
+METADATA_FIELDS = {name: getattr(METADATA, name) for name in METADATA.__struct_fields__}
+
+
+def receive(receiver, sender, count):
+    taken = []
+    until(lambda: len(taken) >= count, sender.poll, receiver.poll, lambda: taken.extend(receiver.take()))
+    return taken
+
+
+def test_batches_arrive_whole_through_slots_used_again_and_again(new_receiver, new_sender, transport):
+    receiver, sender = new_receiver(), new_sender(num_slots=2)
+    connect(sender, receiver)
+    random = np.random.default_rng(0)
+    for seq in range(7):
+        until(lambda: sender.statistics().under_way < 2, sender.poll)
+        batch = sender.acquire()
+        written = {}
+        for name, array in batch.arrays().items():
+            array[...] = random.integers(0, 2, array.shape)
+            written[name] = array.copy()
+        assert sender.commit(batch, METADATA) == seq
+        (received,) = receive(receiver, sender, 1)
+        assert (received.seq, received.worker_name, received.transport) == (seq, "actor/0", transport)
+        assert received.metadata == METADATA and received.nbytes == LAYOUT.nbytes
+        assert received.batch.arrays().keys() == written.keys()
+        for name, array in received.batch.arrays().items():
+            assert array.dtype == written[name].dtype and np.array_equal(array, written[name])
+        receiver.consume([received])
+    totals = receiver.ledger.balance()
+    assert (totals.produced, totals.consumed, totals.dropped_total, totals.in_flight) == (7, 7, 0, 0)
+    assert (totals.consumed_env_steps, totals.consumed_agent_steps) == (140, 280)
+    assert sender.statistics().transport == transport
+    assert receiver.statistics().senders_by_transport == {transport: 1}
+
+
+def test_nothing_is_acquired_without_credit(new_receiver, new_sender):
+    sender = new_sender(num_slots=2)
+    sender.poll()
+    assert sender.acquire() is None
+    receiver = new_receiver()
+    connect(sender, receiver)
+    send(sender)
+    send(sender)
+    assert sender.acquire() is None
+    first, second = receive(receiver, sender, 2)
+    sender.poll()
+    assert sender.acquire() is None
+    receiver.drop([first], "stale")
+    until(lambda: sender.statistics().released == 1, sender.poll)
+    assert sender.acquire() is not None and sender.acquire() is None
+    receiver.consume([second])
+    assert receiver.ledger.balance().dropped == {"stale": 1}
+    assert sender.statistics().refused_acquires == 4
+
+
+def test_abandoned_batches_were_never_produced(new_receiver, new_sender):
+    receiver, sender = new_receiver(), new_sender()
+    connect(sender, receiver)
+    batch = sender.acquire()
+    sender.abandon(batch)
+    for misuse in (lambda: sender.abandon(batch), lambda: sender.commit(batch, METADATA)):
+        with pytest.raises(StreamError, match="not acquired"):
+            misuse()
+    assert send(sender) == 0
+    assert sender.statistics().abandoned == 1
+
+
+def test_every_group_gets_its_turn(new_receiver, new_sender):
+    receiver = new_receiver(max_bytes=3 * LAYOUT.nbytes)
+    sender = new_sender(num_slots=8, num_groups=2)
+    connect(sender, receiver)
+    until(lambda: sender.statistics().granted == 3, sender.poll, receiver.poll)
+    assert sender.acquire(0) is not None and sender.acquire(0) is not None
+    assert sender.acquire(0) is None  # the third is kept for group 1
+    batch = sender.acquire(1)
+    assert batch is not None and sender.acquire(1) is None
+    with pytest.raises(StreamError, match="group 1 was committed for group 0"):
+        sender.commit(batch, METADATA)
+    with pytest.raises(StreamError, match="no group 2"):
+        sender.acquire(2)
+
+
+def test_bytes_under_way_stay_within_the_budget(new_receiver, new_sender):
+    budget = 7
+    receiver = new_receiver(max_bytes=budget * LAYOUT.nbytes)
+    senders = []
+    held = []
+    for index in range(4):
+        senders.append(new_sender(f"actor/{index}"))
+        connect(senders[-1], receiver)
+        for _ in range(20):
+            for sender in senders:
+                sender.poll()
+                while (batch := sender.acquire()) is not None:
+                    sender.commit(batch, METADATA)
+            receiver.poll(0.001)
+            held += receiver.take()
+        statistics = receiver.statistics()
+        assert statistics.held == len(held) >= min(4 * (index + 1), budget - 2)
+        receiver.consume([held.pop(0) for _ in range(3)])
+    assert receiver.statistics().peak_held_bytes <= (budget + 1) * LAYOUT.nbytes
+    assert receiver.statistics().reserved_bytes <= (budget + 1) * LAYOUT.nbytes
+    receiver.drop(held, "shutdown")
+    until(
+        lambda: receiver.statistics().granted == budget, receiver.poll, *(sender.poll for sender in senders)
+    )
+
+
+@pytest.mark.parametrize(
+    ("layout", "difference"),
+    [
+        (dataclasses.replace(LAYOUT, num_steps=6), "num_steps is 6 instead of 5"),
+        (dataclasses.replace(LAYOUT, memory_size=8, chunk_length=5), "memory_size is 8 instead of 0"),
+        (
+            dataclasses.replace(LAYOUT, spec=dataclasses.replace(SPEC, num_actions=5)),
+            "num_actions is 5 instead of 4",
+        ),
+        (
+            dataclasses.replace(LAYOUT, num_steps=5, memory_size=8, chunk_length=2),
+            "no multiple of chunk_length",
+        ),
+        (dataclasses.replace(LAYOUT, chunk_length=0), "chunk_length=0 is out of range"),
+    ],
+)
+def test_other_batches_are_refused_with_the_difference(new_receiver, new_sender, layout, difference):
+    receiver, first = new_receiver(), new_sender()
+    connect(first, receiver)
+    try:
+        other = new_sender("actor/1", layout)
+    except ZeroDivisionError:
+        pytest.skip("this layout cannot even be allocated")
+    with pytest.raises(StreamError, match=difference):
+        until(lambda: False, other.poll, receiver.poll)
+    assert receiver.statistics().senders == 1
+
+
+def test_actors_may_have_different_numbers_of_environments(new_receiver, new_sender):
+    receiver, few, many = (
+        new_receiver(),
+        new_sender("actor/0"),
+        new_sender("actor/1", SampleLayout(SPEC, 5, 9)),
+    )
+    connect(few, receiver)
+    connect(many, receiver)
+    send(few)
+    send(many)
+    batches = receive(receiver, few, 2)
+    assert sorted(batch.batch.num_envs for batch in batches) == [4, 9]
+    receiver.consume(batches)
+
+
+def test_a_batch_too_large_for_zmq_is_refused_before_it_is_sent(new_receiver, new_sender, transport):
+    receiver, sender = new_receiver(max_message_bytes=LAYOUT.nbytes - 1), new_sender()
+    if transport == "shared_memory":
+        connect(sender, receiver)
+    else:
+        with pytest.raises(StreamError, match="max_message_bytes"):
+            until(lambda: False, sender.poll, receiver.poll)
+
+
+def test_a_restarted_trainer_books_what_was_under_way_as_lost(new_receiver, new_sender):
+    receiver, sender = new_receiver(epoch=1), new_sender()
+    connect(sender, receiver)
+    send(sender)
+    receiver.consume(receive(receiver, sender, 1))
+    until(lambda: sender.statistics().released == 1, sender.poll)
+    checkpoint = receiver.ledger.to_dict()
+    send(sender)
+    receive(receiver, sender, 1)  # in the trainer's hands when it dies
+    send(sender)  # under way when it dies
+    writing = sender.acquire()
+    writing.reward[...] = 7.0
+    receiver.close()
+
+    successor = new_receiver(epoch=2, ledger=Ledger.from_dict(checkpoint))
+    until(lambda: sender.statistics().receivers == 2, sender.poll, successor.poll)
+    assert sender.statistics().lost == 2
+    assert sender.commit(writing, METADATA) == 3  # what was being written goes on
+    (received,) = receive(successor, sender, 1)
+    assert received.seq == 3 and (received.batch.reward == 7.0).all()
+    successor.consume([received])
+    totals = successor.ledger.balance()
+    assert (totals.produced, totals.consumed, totals.dropped) == (4, 2, {LOST: 2})
+    assert totals.dropped_env_steps == 40
+
+
+def test_an_entry_of_a_lower_epoch_is_not_followed(new_receiver, new_sender, monkeypatch):
+    receiver, sender = new_receiver(epoch=5), new_sender()
+    connect(sender, receiver)
+    new_receiver(epoch=4)  # a zombie writes its entry again
+    looks = []
+    look = RunContext.lookup
+    monkeypatch.setattr(RunContext, "lookup", lambda self, key: looks.append(key) or look(self, key))
+    send(sender)
+    until(lambda: len(looks) >= 2, sender.poll)  # the receiver is silent: is there another?
+    assert sender.statistics().receivers == 1 and sender.statistics().lost == 0
+    receiver.consume(receive(receiver, sender, 1))
+
+
+def test_a_batch_that_could_not_leave_yet_is_not_given_up(new_receiver, new_sender, monkeypatch):
+    receiver, sender = new_receiver(), new_sender()
+    connect(sender, receiver)
+    messages = []
+    send_now = sender._send
+
+    def send_all_but_commits(message, payload=None):
+        messages.append(type(message))
+        return type(message) is not Commit and send_now(message, payload)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sender, "_send", send_all_but_commits)
+        send(sender)
+        until(lambda: messages.count(Commit) >= 100, sender.poll, receiver.poll)
+    receiver.consume(receive(receiver, sender, 1))
+    assert receiver.ledger.balance().dropped_total == 0
+
+
+def test_a_new_life_of_an_actor_takes_the_place_of_the_old_one(
+    new_receiver, new_sender, transport, monkeypatch
+):
+    receiver, old = new_receiver(), new_sender(epoch=3)
+    connect(old, receiver)
+    send(old)
+    (received,) = receive(receiver, old, 1)
+    received.batch.reward[...] = 5.0
+    with monkeypatch.context() as patch:  # as if the process was stopped in mid-commit
+        patch.setattr(old, "_flush", lambda: None)
+        send(old)
+    new = new_sender(epoch=3)
+    connect(new, receiver)
+    assert receiver.statistics().senders == 1
+    with pytest.raises(StreamError, match="fenced"):
+        until(lambda: False, old.poll, receiver.poll)
+    gc.collect()
+    assert (received.batch.reward == 5.0).all()
+    receiver.consume([received])
+    lost = {LOST: 1} if transport == "shared_memory" else {}  # only shared counters survive their writer
+    assert receiver.ledger.balance().dropped == lost
+    assert receiver.ledger.balance().produced == 1 + len(lost)
+
+
+def test_a_zombie_with_a_lower_epoch_is_refused(new_receiver, new_sender):
+    receiver, new = new_receiver(), new_sender(epoch=2)
+    connect(new, receiver)
+    zombie = new_sender(epoch=1)
+    with pytest.raises(StreamError, match="fenced"):
+        until(lambda: False, zombie.poll, receiver.poll)
+    send(new)
+    receiver.consume(receive(receiver, new, 1))
+
+
+def test_a_forgotten_process_is_fenced_and_its_credit_is_free(new_receiver, new_sender):
+    receiver = new_receiver(max_bytes=4 * LAYOUT.nbytes)
+    dead, living = new_sender("actor/0"), new_sender("actor/1")
+    connect(dead, receiver)
+    connect(living, receiver)
+    receiver.forget(dead._context.incarnation)
+    until(lambda: living.statistics().granted == 4, living.poll, receiver.poll)
+    assert receiver.statistics().senders == 1
+    with pytest.raises(StreamError, match="fenced"):
+        send(dead)
+        until(lambda: False, dead.poll, receiver.poll)
+    assert receiver.ledger.balance().produced == 0
+
+
+def test_closing_sends_what_is_under_way_first(new_receiver, new_sender):
+    receiver, sender = new_receiver(), new_sender()
+    connect(sender, receiver)
+    for _ in range(3):
+        send(sender)
+    receiver.poll(1.0)
+    sender.close(drain_timeout_s=0.2)
+    until(lambda: receiver.statistics().senders == 0, receiver.poll)
+    taken = receiver.take()
+    assert [batch.seq for batch in taken] == [0, 1, 2]
+    assert all(batch.batch.reward.shape == (5, 4, 2) for batch in taken)
+    receiver.consume(taken)
+    assert receiver.ledger.balance().consumed == 3
+    assert receiver.statistics().reserved_bytes == 0
+    with pytest.raises(StreamError, match="closed"):
+        sender.poll()
+
+
+def test_batches_are_settled_once(new_receiver, new_sender):
+    receiver, sender = new_receiver(), new_sender()
+    connect(sender, receiver)
+    send(sender)
+    batches = receive(receiver, sender, 1)
+    receiver.consume(batches)
+    for settle in (receiver.consume, lambda batch: receiver.drop(batch, "stale")):
+        with pytest.raises(StreamError, match="not in flight"):
+            settle(batches)
+    assert receiver.statistics().held == 0
+
+
+@pytest.mark.parametrize("never", ["_SILENCE_S", "_REPAIR_S"])
+def test_a_lost_release_is_found_by_asking(new_receiver, new_sender, monkeypatch, never):
+    receiver, sender = new_receiver(), new_sender()
+    connect(sender, receiver)
+    monkeypatch.setattr(sample_sender, never, 1e9)
+    send(sender)
+    batches = receive(receiver, sender, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(receiver, "_send", lambda routing_id, message: None)
+        receiver.consume(batches)
+    until(lambda: sender.statistics().released == 1, sender.poll, receiver.poll)
+    assert sender.statistics().under_way == 0
+
+
+def test_a_swallowed_batch_is_lost_once_and_its_slot_free_again(new_receiver, new_sender, monkeypatch):
+    receiver, sender = new_receiver(), new_sender(num_slots=1)
+    connect(sender, receiver)
+    with monkeypatch.context() as patch:
+        patch.setattr(sender, "_send", lambda message, payload=None: True)
+        send(sender)
+    until(lambda: sender.statistics().under_way == 0, sender.poll, receiver.poll)
+    assert receiver.ledger.balance().dropped == {LOST: 1}
+    assert send(sender) == 1
+    receiver.consume(receive(receiver, sender, 1))
+    totals = receiver.ledger.balance()
+    assert (totals.produced, totals.consumed, totals.dropped) == (2, 1, {LOST: 1})
+
+
+def test_a_message_that_was_overtaken_or_comes_twice_is_ignored(new_receiver, new_sender):
+    receiver, sender = new_receiver(), new_sender()
+    connect(sender, receiver)
+    sent = []
+    send_once = sender._send
+    sender._send = lambda message, payload=None: (
+        sent.append((message, payload)) or send_once(message, payload)
+    )
+    send(sender)
+    send(sender)
+    taken = receive(receiver, sender, 2)
+    for message, payload in list(sent):
+        send_once(message, payload)
+    until(lambda: receiver.statistics().ignored.get("overtaken", 0) >= 2, receiver.poll)
+    assert receiver.take() == []
+    receiver.consume(taken)
+    assert receiver.ledger.balance().consumed == 2
+
+
+def test_memory_out_of_reach_falls_back_to_zmq(new_receiver, new_sender, monkeypatch):
+    def out_of_reach(*args):
+        raise StreamError("out of reach")
+
+    monkeypatch.setattr(SampleSlots, "attach", out_of_reach)
+    receiver, sender = new_receiver(), new_sender()
+    connect(sender, receiver)
+    send(sender)
+    (received,) = receive(receiver, sender, 1)
+    assert received.transport == sender.statistics().transport == "zmq"
+    receiver.consume([received])
+
+
+def test_a_receiver_that_forgot_everything_is_told_again(new_receiver, new_sender):
+    receiver, sender = new_receiver(), new_sender()
+    connect(sender, receiver)
+    receiver._peers.clear()
+    send(sender)
+    until(lambda: sender.statistics().receivers == 2, sender.poll, receiver.poll)
+    assert sender.statistics().lost == 1
+    send(sender)
+    receiver.consume(receive(receiver, sender, 1))
+    assert receiver.ledger.balance().dropped == {LOST: 1}
+
+
+def test_slots_and_groups_must_fit(new_sender):
+    with pytest.raises(StreamError, match="every group needs one"):
+        new_sender(num_slots=2, num_groups=3)
