@@ -1,0 +1,123 @@
+"""`python -m hpc_marl.workers actor/3 --run-dir DIR`: one worker process, whoever launched it.
+
+    open the run's keys and names -> construct the worker on its server -> run() until told to exit -> exit code
+
+Exit codes: 0 completed, 1 error, 2 usage, 75 interrupted (may be run again).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import pkgutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hpc_marl.base.launch_record import LaunchRecord, read_launch_record
+from hpc_marl.base.run_context import RunContext
+from hpc_marl.base.run_directory import RunDirectory, atomic_write
+from hpc_marl.base.telemetry import configure_logging
+from hpc_marl.control.worker_base import Worker, WorkerServer
+from hpc_marl.control.worker_control import ZmqServer
+from hpc_marl.control.worker_state import exit_code
+from hpc_marl.errors import ConfigError, HpcMarlError
+from hpc_marl.workers import WORKER_KINDS
+
+_log = logging.getLogger("hpc_marl.workers")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one worker to its end and return the process's exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hpc_marl.workers", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("worker_name", help="kind/index, such as actor/3")
+    parser.add_argument(
+        "--run-dir", required=True, type=Path, help="the trial's directory: ROOT/EXPERIMENT/TRIAL"
+    )
+    parser.add_argument("--log-file", type=Path, help="where to log; default: standard error")
+    options = parser.parse_args(arguments)
+    configure_logging(options.worker_name, options.log_file)
+    try:
+        directory = RunDirectory.at(options.run_dir)
+        return _run(options.worker_name, directory, read_launch_record(directory))
+    except HpcMarlError as error:
+        _log.error("%s: %s", type(error).__name__, error)
+        return 1
+    except Exception:  # noqa: BLE001  The worker main is the last place that can say what happened.
+        _log.exception("%s failed", options.worker_name)
+        return 1
+
+
+def _run(worker_name: str, directory: RunDirectory, record: LaunchRecord) -> int:
+    worker_class = resolve_kind(worker_name.partition("/")[0], record.worker_kinds)
+    context = RunContext.open(directory, record.run_uuid, interface=record.interface)
+    try:
+        server = ZmqServer(
+            record.experiment_name,
+            record.trial_name,
+            worker_name,
+            context=context,
+            heartbeat_interval_s=record.heartbeat_interval_s,
+        )
+        worker: Worker = worker_class(server, context, directory, orphan_grace_s=record.orphan_grace_s)
+        _exit_on_signals(worker)
+        _log.info("%s pid %d serves", worker_name, os.getpid())
+        try:
+            worker.run()
+        finally:
+            write_final_word(directory, worker, server, context.incarnation)
+            server.close()
+        _log.info("%s ends %s", worker_name, worker.status.value)
+        return exit_code(worker.status)
+    finally:
+        context.close()
+
+
+def write_final_word(directory: RunDirectory, worker: Worker, server: WorkerServer, incarnation: str) -> None:
+    """Write state/KIND-INDEX.INCARNATION.json: how this life of the worker ended and what it had counted."""
+    word = {
+        "worker_name": worker.name,
+        "incarnation": incarnation,
+        "status": worker.status.value,
+        "metrics": dict(server.report.metrics),
+        "error": worker.last_error,
+    }
+    name = f"{worker.name.replace('/', '-')}.{incarnation}.json"
+    atomic_write(directory.state / name, json.dumps(word, indent=1).encode())
+
+
+def resolve_kind(kind: str, extra: dict[str, str]) -> Any:
+    """Return the Worker class of a kind.
+
+    Raises:
+        ConfigError: there is no such kind, or its class cannot be imported.
+    """
+    kinds = {**WORKER_KINDS, **extra}
+    if kind not in kinds:
+        raise ConfigError(f"no worker kind {kind!r}; there are {', '.join(kinds)}")
+    try:
+        return pkgutil.resolve_name(kinds[kind])
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"worker kind {kind!r} = {kinds[kind]!r} (module:Class) cannot be imported: {error}"
+        ) from error
+
+
+def _exit_on_signals(worker: Worker) -> None:
+    """SIGTERM and SIGINT only set a flag; the worker's loop does the rest."""
+
+    def handler(signal_number: int, frame: object) -> None:
+        worker.request_exit()
+
+    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGINT, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

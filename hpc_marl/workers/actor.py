@@ -1,0 +1,211 @@
+"""The actor worker: steps environments, asks for actions, sends whole sample batches.
+
+Each environment group goes round the same circle, and every wait is a return to the worker loop:
+
+    no batch --(credit; sync: newer parameters)--> filling --(T steps)--> full --(commit)--> no batch
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from hpc_marl.base import names
+from hpc_marl.base.run_context import RunContext
+from hpc_marl.base.run_directory import RunDirectory
+from hpc_marl.config import ActorAssignment, build, to_dict
+from hpc_marl.control.worker_base import PollResult, Worker, WorkerServer
+from hpc_marl.control.worker_state import WorkerStatus
+from hpc_marl.data import EnvSpec, SampleBatch, SampleLayout
+from hpc_marl.envs import make_env
+from hpc_marl.errors import EnvContractError, NameEntryExistsError
+from hpc_marl.policies.spec import PolicySpec
+from hpc_marl.streams.sample_messages import SampleMetadata
+from hpc_marl.streams.sample_sender import SampleSender
+from hpc_marl.workers.acting import NO_GENERATION, Acting, Generation, InlineActing, RemoteActing
+from hpc_marl.workers.rollout import GroupRollout
+
+_POLL_BUDGET_S = 0.005  # a poll steps environments for about this long, so that commands are answered soon
+_ANSWER_WAIT_S = 0.002  # how long a poll waits for remote actions when it has nothing else to do
+
+
+@dataclass
+class _Group:
+    """One environment group on its way round the circle."""
+
+    index: int
+    rollout: GroupRollout
+    batch: SampleBatch | None = None
+    waiting: bool = False
+    generation: Generation = NO_GENERATION
+    """Of the last batch; a synchronous group waits for a newer one."""
+
+
+class ActorWorker(Worker):
+    """Steps the environments of one actor."""
+
+    def __init__(
+        self,
+        server: WorkerServer,
+        context: RunContext,
+        run_directory: RunDirectory,
+        *,
+        orphan_grace_s: float | None = None,
+    ) -> None:
+        super().__init__(server, orphan_grace_s=orphan_grace_s)
+        self._context = context
+        self._acting: Acting | None = None
+        self._sender: SampleSender | None = None
+        self._groups: list[_Group] = []
+        self._envs: list[Any] = []
+        self._receivers = 1
+
+    def _configure(self, config: dict[str, Any]) -> None:
+        self._config = build(ActorAssignment, config)
+        actors = self._config.actors
+        size = actors.num_envs // actors.num_groups
+        self._envs = [make_env(self._config.env, size) for _ in range(actors.num_groups)]
+        self._publish_spec(self._envs[0].spec)
+        acting = InlineActing if self._config.inference == "inline" else RemoteActing
+        self._acting = acting(self._context, self._config)
+
+    def _poll(self) -> PollResult:
+        acting = self._acting
+        assert acting is not None, "configure() comes before start()"
+        if acting.spec is None:
+            acting.poll(may_change=True)
+            if acting.spec is None:
+                return PollResult(idle=True)
+        if self._sender is None:
+            self._open_groups(acting.spec)
+        assert self._sender is not None
+        deadline = time.monotonic() + _POLL_BUDGET_S
+        steps = batches = 0
+        while True:
+            self._sender.poll()
+            acting.poll(may_change=self._policy_may_change())
+            stepped, committed = self._advance(acting, self._sender)
+            steps += stepped
+            batches += committed
+            if stepped == 0:
+                self._repeat_what_was_lost(self._sender)
+            if stepped == 0 or time.monotonic() >= deadline:
+                return PollResult(num_samples=steps, num_batches=batches, idle=steps == 0)
+
+    def _advance(self, acting: Acting, sender: SampleSender) -> tuple[int, int]:
+        """Bring every group as far as one step; return (environment steps, batches committed)."""
+        stepped = committed = 0
+        for group in self._groups:
+            if group.batch is None and not self._begin(group, acting, sender):
+                continue
+            if not group.waiting:
+                acting.submit(group.index, group.rollout.inputs())
+                group.waiting = True
+        for group in self._groups:
+            if not group.waiting:
+                continue
+            answer = acting.collect(group.index, _ANSWER_WAIT_S if stepped == 0 else 0.0)
+            if answer is None:
+                continue
+            group.waiting = False
+            group.rollout.apply(answer.action, answer.log_prob, answer.memory, answer.policy_version)
+            stepped += group.rollout.env.num_envs
+            if group.rollout.is_full:
+                self._commit(group, sender)
+                committed += 1
+        return stepped, committed
+
+    def _begin(self, group: _Group, acting: Acting, sender: SampleSender) -> bool:
+        if self._config.mode == "sync" and acting.generation <= group.generation:
+            return False
+        if (batch := sender.acquire(group.index)) is None:
+            return False
+        group.batch, group.generation = batch, acting.generation
+        group.rollout.begin(batch)
+        return True
+
+    def _commit(self, group: _Group, sender: SampleSender) -> None:
+        assert group.batch is not None
+        batch, group.batch = group.batch, None
+        episodes = group.rollout.finish()
+        sender.commit(
+            batch,
+            SampleMetadata(
+                group=group.index,
+                env_steps=batch.env_steps,
+                agent_steps=batch.agent_steps,
+                episodes=episodes,
+                policy_epoch=max(group.generation[0], 0),
+            ),
+        )
+
+    def _repeat_what_was_lost(self, sender: SampleSender) -> None:
+        """Sample the present version again for another trainer.
+
+        A batch that was under way to the trainer before it is lost, also if it is of the new one's parameters already;
+        a synchronous trainer would wait for it for ever. What it gets twice it takes once.
+        """
+        receivers = sender.statistics().receivers
+        if receivers > self._receivers:
+            self._receivers = receivers
+            for group in self._groups:
+                if group.batch is None:
+                    group.generation = NO_GENERATION
+
+    def _policy_may_change(self) -> bool:
+        """A synchronous batch is of one policy; an asynchronous one records the version of every step."""
+        return self._config.mode == "async" or not any(group.batch is not None for group in self._groups)
+
+    def _open_groups(self, spec: PolicySpec) -> None:
+        config, actors = self._config, self._config.actors
+        chunk = config.memory_chunk_length if spec.memory_size else 1
+        layout = SampleLayout(
+            spec.env, config.rollout_length, actors.num_envs // actors.num_groups, spec.memory_size, chunk
+        )
+        key = names.sample_stream(
+            self._context.experiment_name, self._context.trial_name, config.trainer_name
+        )
+        self._sender = SampleSender(
+            self._context,
+            key,
+            self.name,
+            layout,
+            num_slots=config.streams.sample_slots * actors.num_groups,
+            num_groups=actors.num_groups,
+            epoch=config.life,
+            transport=config.streams.transport,
+        )
+        self._groups = [
+            _Group(i, GroupRollout(env, config.env, (*config.seed, i), spec.memory_size, chunk))
+            for i, env in enumerate(self._envs)
+        ]
+
+    def _publish_spec(self, spec: EnvSpec) -> None:
+        """Tell the trainer what the environment looks like; the first actor's word holds, the others must agree."""
+        key = names.env_spec(self._context.experiment_name, self._context.trial_name)
+        text = msgspec.json.encode(to_dict(spec)).decode()
+        try:
+            # It must outlive this actor: a trainer may start, or start again, after the actor is gone.
+            self._context.resolver.add(key, text, delete_on_exit=False)
+        except NameEntryExistsError:
+            if (known := self._context.resolver.get(key)) != text:
+                raise EnvContractError(
+                    f"this actor's environment differs from the first actor's: {text} instead of {known}"
+                ) from None
+
+    def _on_exit(self, status: WorkerStatus) -> None:
+        if self._sender is not None:
+            self._sender.close()
+        if self._acting is not None:
+            self._acting.close()
+        for env in self._envs:
+            env.close()
+
+    def _metrics(self) -> dict[str, float | int | str]:
+        if self._sender is None:
+            return {}
+        statistics = self._sender.statistics()
+        return {"batches_produced": statistics.produced, "env_steps_produced": statistics.produced_env_steps}
