@@ -1,0 +1,180 @@
+"""`hpc-marl train`, also `python -m hpc_marl.train`: compose the experiment, check it, run it.
+
+    argv --compose_experiment--> mistakes answered here, exit code 2, no process started
+         --hydra.main----------> one job, or with --multirun one per combination --run_experiment--> objective
+
+Exit codes: 0 done, 1 the run failed, 2 a setting is wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from hpc_marl.errors import ConfigError, HpcMarlError
+from hpc_marl.exit_codes import EXIT_INTERRUPTED, exit_code_of
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from hpc_marl.config import ExperimentConfig
+
+
+class Outcome(Protocol):
+    """How an experiment ended, as `run_experiment` returns it."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 done, 1 failed, 130 interrupted."""
+
+    @property
+    def objective(self) -> float | None:
+        """The final evaluation's mean return: what a sweep maximises; None where there was no evaluation."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (without the program's name) and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(arguments)
+    except HpcMarlError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return exit_code_of(error)
+
+
+def _main(arguments: list[str]) -> int:
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    parser.prog = "hpc-marl train"
+    options = parser.parse_intermixed_args(arguments)
+    # Hydra itself wants its flags and the overrides each in one piece.
+    flags = [argument for argument in arguments if argument not in options.overrides]
+    arguments = [*flags, *options.overrides]
+    if options.help:
+        from hpc_marl.train_help import help_text
+
+        sys.stdout.write(help_text(options.overrides, options.config_dir))
+        return 0
+    if options.hydra_help or options.shell_completion or options.info:
+        _run_hydra(arguments, lambda config: None)
+        return 0
+    experiment = _checked_experiment(options)
+    if options.cfg == "job" and options.package is None:
+        sys.stdout.write(_as_yaml(experiment))
+        return 0
+    runner = _JobRunner(_swept_keys(options) if options.multirun else None)
+    _run_hydra(arguments, runner)
+    return runner.exit_code
+
+
+def _checked_experiment(options: Namespace) -> ExperimentConfig:
+    from hpc_marl.compose import PRIMARY_CONFIG, compose_experiment
+
+    # A config path of one's own would lack our defaults, and a rerun would unpickle a file.
+    for name in ("config_path", "experimental_rerun"):
+        if getattr(options, name) is not None:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"{flag} is not supported; add a directory of your own YAML files with --config-dir DIR"
+            )
+    return compose_experiment(
+        options.overrides, options.config_dir, options.config_name or PRIMARY_CONFIG, sweep=options.multirun
+    )
+
+
+def _swept_keys(options: Namespace) -> list[str]:
+    from hpc_marl.compose import hydra_search_path
+    from hpc_marl.overrides import swept_keys
+
+    with hydra_search_path(options.config_dir) as loader:
+        return swept_keys(options.overrides, loader)
+
+
+def _as_yaml(experiment: ExperimentConfig) -> str:
+    from omegaconf import OmegaConf
+
+    from hpc_marl.config import to_dict
+
+    return "# @package _global_\n" + OmegaConf.to_yaml(OmegaConf.create(to_dict(experiment)))
+
+
+class _JobRunner:
+    """The function that Hydra calls for each job; keeps the worst exit code."""
+
+    def __init__(self, sweep_keys: Sequence[str] | None) -> None:
+        self.exit_code = 0
+        self._sweep_keys = sweep_keys
+
+    def __call__(self, composed: DictConfig) -> float | None:
+        from hpc_marl.compose import experiment_from
+        from hpc_marl.session import run_experiment
+
+        experiment = experiment_from(composed)
+        if self._sweep_keys is not None:
+            experiment = self._named_in_sweep(experiment)
+        try:
+            outcome: Outcome = run_experiment(experiment)
+        except HpcMarlError as error:
+            # The other jobs of a sweep go on.
+            sys.stderr.write(f"error: {error}\n")
+            self.exit_code = max(self.exit_code, exit_code_of(error))
+            return None
+        self.exit_code = max(self.exit_code, outcome.exit_code)
+        if outcome.exit_code == EXIT_INTERRUPTED:
+            raise SystemExit(EXIT_INTERRUPTED)
+        return outcome.objective
+
+    def _named_in_sweep(self, experiment: ExperimentConfig) -> ExperimentConfig:
+        """Name the trial by what the sweep varies, so that a sweep with resume=true finds its trials."""
+        from hydra.core.hydra_config import HydraConfig
+
+        job = HydraConfig.get()
+        sys.stdout.write(f"job {job.job.num}: {' '.join(job.overrides.task)}\n")
+        if experiment.trial_name is not None or not self._sweep_keys:
+            return experiment
+        varied = [text for text in job.overrides.task if text.split("=")[0].lstrip("+") in self._sweep_keys]
+        parts = [
+            text.lstrip("+").split("=")[0].split(".")[-1] + "=" + text.split("=", 1)[1] for text in varied
+        ]
+        if "seed" not in self._sweep_keys:
+            parts.append(f"seed={experiment.seed}")
+        name = re.sub(r"[^A-Za-z0-9_.+=-]", "_", "-".join(parts))
+        return dataclasses.replace(experiment, trial_name=name[:100])
+
+
+def _run_hydra(arguments: Sequence[str], task: object) -> None:
+    """Let Hydra run `task` with its own command line; Hydra reads sys.argv and nothing else."""
+    import hydra
+
+    from hpc_marl.compose import PRIMARY_CONFIG, VERSION_BASE, conf_directory, register_defaults
+
+    register_defaults()
+
+    def run_job(composed: DictConfig) -> float | None:
+        return task(composed)  # type: ignore[operator, no-any-return]
+
+    decorate = hydra.main(
+        config_path=str(conf_directory()), config_name=PRIMARY_CONFIG, version_base=VERSION_BASE
+    )
+    with _program_arguments(["hpc-marl train", *arguments]):
+        decorate(run_job)()
+
+
+@contextmanager
+def _program_arguments(arguments: list[str]) -> Iterator[None]:
+    before = sys.argv
+    sys.argv = arguments
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+if __name__ == "__main__":
+    sys.exit(main())
