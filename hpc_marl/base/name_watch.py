@@ -1,4 +1,7 @@
-"""Watching names: one thread per resolver calls back when a name is gone."""
+"""Watching names: one thread per resolver looks which names are gone, another one calls back.
+
+What a callback raises is kept and reported by its watch, and ends neither thread: an executor does both.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 from hpc_marl.errors import NameResolveError
 
@@ -20,7 +24,7 @@ class NameWatch:
     """
 
     def __init__(self, names: Sequence[str], callback: Callable[[str], None], poll_interval_s: float) -> None:
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._callback = callback
         self._poll_interval_s = poll_interval_s
         self._due = 0.0
@@ -44,15 +48,14 @@ class NameWatch:
     def _is_done(self) -> bool:
         return self._closed.is_set() or not self._left
 
-    def _vanished(self, name: str) -> None:
+    def _vanished(self, name: str, callbacks: Executor) -> None:
         self._left.discard(name)  # first, so that a callback that raises is not called again and again
-        try:
-            self._callback(name)
-        except (
-            Exception
-        ) as error:  # the user's code in our thread: one bad callback must not end the other watches
+        callbacks.submit(self._callback, name).add_done_callback(self._called)
+
+    def _called(self, call: Future[None]) -> None:
+        if not call.cancelled() and (error := call.exception()) is not None:
             self.error = error
-            logger.exception("the callback for the vanished name %r raised", name)
+            logger.error("the callback for a vanished name raised", exc_info=error)
 
     def _cannot_look(self, error: NameResolveError) -> None:
         if self.error is None:
@@ -73,6 +76,8 @@ class NameWatcher:
         self._changed = threading.Condition()
         self._closed = False
         self._thread: threading.Thread | None = None
+        self._callbacks: ThreadPoolExecutor | None = None
+        self._callback_thread = 0
 
     def watch(
         self, names: Sequence[str], callback: Callable[[str], None], poll_interval_s: float
@@ -90,20 +95,32 @@ class NameWatcher:
             if (
                 self._thread is None or not self._thread.is_alive()
             ):  # not alive: this is a fork of the process
-                self._thread = threading.Thread(target=self._run, name="name-watch", daemon=True)
-                self._thread.start()
+                self._start()
             self._changed.notify()
         return watch
 
     def close(self) -> None:
-        """End all watches and the thread."""
+        """End all watches and both threads; a callback that is running is waited for, unless it is the caller."""
         with self._changed:
             self._closed = True
             self._changed.notify()
-        if self._thread is not None and self._thread is not threading.current_thread():
+        in_callback = threading.get_ident() == self._callback_thread
+        if self._thread is not None:
             self._thread.join()
+        if self._callbacks is not None:
+            self._callbacks.shutdown(wait=not in_callback, cancel_futures=True)
 
-    def _run(self) -> None:
+    def _start(self) -> None:
+        self._callbacks = ThreadPoolExecutor(1, "name-watch-callback", self._note_callback_thread)
+        self._thread = threading.Thread(
+            target=self._run, args=(self._callbacks,), name="name-watch", daemon=True
+        )
+        self._thread.start()
+
+    def _note_callback_thread(self) -> None:
+        self._callback_thread = threading.get_ident()
+
+    def _run(self, callbacks: Executor) -> None:
         while (due := self._next_due()) is not None:
             names = frozenset().union(*(watch.names for watch in due))
             try:
@@ -115,7 +132,7 @@ class NameWatcher:
             for watch in due:
                 for name in sorted(gone & watch.names):
                     if not watch._is_done():
-                        watch._vanished(name)
+                        watch._vanished(name, callbacks)
                 watch._due = time.monotonic() + watch._poll_interval_s
 
     def _next_due(self) -> list[NameWatch] | None:

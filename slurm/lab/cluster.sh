@@ -68,11 +68,12 @@ install() {
   local mine=
   echo "installing: ${need[*]}"
   [ -e /usr/sbin/policy-rc.d ] || { printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d; mine=1; }
+  trap '[ -z "'"$mine"'" ] || rm -f /usr/sbin/policy-rc.d' EXIT   # also when apt-get fails or is interrupted
   { apt-get install -y --no-install-recommends "${need[@]}" ||
     { apt-get update && apt-get install -y --no-install-recommends "${need[@]}"; }; } > "$LAB/apt.log" 2>&1 ||
     { tail -20 "$LAB/apt.log" >&2; die "apt-get failed"; }
   [ -n "$mine" ] && rm -f /usr/sbin/policy-rc.d
-  return 0
+  trap - EXIT
 }
 EXTRA_PKGS=${SLURMLAB_EXTRA_PKGS:-}
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class SlurmLab:
 
     Attributes:
         shared: directory that every host sees alike.
-        net: directory that the nodes nfs1 and nfs2 mount by NFS.
+        net: directory on what the nodes nfs1 and nfs2 mount by NFS; the first user makes it.
     """
 
     shared: Path
@@ -42,11 +43,24 @@ class SlurmLab:
         return self.command("srun", *options, *command)
 
 
+class LabUnavailable(Exception):
+    """The lab cannot run here, for a reason that is no fault of the project."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """Skip what needs a lab that cannot be had; from one place, so that pytest tells it in one line."""
+    try:
+        yield
+    except LabUnavailable as reason:
+        pytest.skip(f"{reason}; {HOW_TO_RUN}")
+
+
 @pytest.fixture(scope="session")
 def slurm_lab(marked_session: None) -> Iterator[SlurmLab]:
     """A lab with the nodes nfs1 and nfs2, which have kernels of their own and mount real NFS."""
     if reason := _why_not():
-        pytest.skip(f"{reason}; {HOW_TO_RUN}")
+        raise LabUnavailable(reason)
     directory = Path(os.environ.get("SLURMLAB", "/var/tmp/slurmlab"))
     environment = {**os.environ, "SLURMLAB": str(directory), "SLURMLAB_NUML": "2"}
     del environment[SESSION_VARIABLE]  # what the lab's daemons start is not a test's left-over
@@ -54,11 +68,15 @@ def slurm_lab(marked_session: None) -> Iterator[SlurmLab]:
     started = _run([str(CLUSTER), "up"], environment)
     try:
         if "apt-get failed" in started.stderr:
-            pytest.skip(f"apt-get could not install the lab's packages; {HOW_TO_RUN}")
+            raise LabUnavailable("apt-get could not install the lab's packages")
         assert started.returncode == 0, f"the lab does not start: {started.stdout}{started.stderr}"
         if "nfs2" not in _run([str(CLUSTER), "status"]).stdout:
-            pytest.skip(f"the running lab has no NFS nodes: stop it with {CLUSTER} down; {HOW_TO_RUN}")
-        yield SlurmLab(directory / "shared", directory / "net")
+            raise LabUnavailable(f"the lab that is running has no NFS nodes: stop it by {CLUSTER} down")
+        session = uuid.uuid4().hex
+        yield SlurmLab(directory / "shared", directory / "net" / session)
+        shutil.rmtree(
+            directory / "net.export" / session, ignore_errors=True
+        )  # the same, as the server sees it
     finally:
         if not was_up:
             _run([str(CLUSTER), "down"], environment)
