@@ -81,6 +81,12 @@ class ExperimentConfig:
                 f"one batch of each of the actors.count * actors.num_groups = {self.num_sample_groups} groups; "
                 "leave it null"
             )
+        most = self.num_sample_groups * self.streams.sample_slots
+        if self.batches_per_update > most:
+            raise ConfigError(
+                f"trainer.batches_per_update={self.batches_per_update} can never be under way at once: at most "
+                f"actors.count * actors.num_groups * streams.sample_slots = {most}; raise streams.sample_slots"
+            )
 
     @property
     def num_sample_groups(self) -> int:

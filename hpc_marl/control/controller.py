@@ -301,10 +301,13 @@ class Controller:
 
     def _forget(self, worker: WorkerView) -> None:
         worker.given_up = True
-        batches = self._config.trainer.batches_per_update
-        if worker.kind == "actor" and batches is None and self.workers[TRAINER].is_live:
-            batches = self._num_actors() * self._config.actors.num_groups
-            self._panel.async_request(TRAINER, "reconfigure", batches_per_update=batches)
+        if worker.kind == "actor" and self.workers[TRAINER].is_live:
+            batches = (
+                self._config.trainer.batches_per_update or self._num_actors() * self._config.actors.num_groups
+            )
+            self._panel.async_request(
+                TRAINER, "reconfigure", batches_per_update=batches, gone=worker.last_incarnation
+            )
 
     def _num_actors(self) -> int:
         return sum(worker.kind == "actor" and not worker.given_up for worker in self.workers.values())

@@ -46,6 +46,7 @@ class WorkerView:
     Attributes:
         life: how often it was launched before.
         incarnation: of the life that is connected; "" while none is.
+        last_incarnation: of the life before.
         launched_s: when it was launched, on the controller's monotonic clock.
         relaunch_s: when to launch it again; None while its process should be there.
         configured: whether this life has its config.
@@ -67,6 +68,7 @@ class WorkerView:
     started: bool = False
     given_up: bool = False
     incarnation: str = ""
+    last_incarnation: str = ""
     pending: tuple[str, PendingReply] | None = None
     quick_ends: int = 0
     metrics: Mapping[str, float | int | str] = field(default_factory=dict)
@@ -99,6 +101,7 @@ class WorkerView:
 
     def end_life(self) -> None:
         """Its process is gone, or does not count any more."""
+        self.last_incarnation = self.incarnation or self.last_incarnation
         self.pending, self.incarnation = None, ""
 
     def schedule_relaunch(self, now: float) -> None:

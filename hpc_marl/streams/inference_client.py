@@ -18,7 +18,7 @@ from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.service_records import ServiceRecord
 from hpc_marl.errors import ProtocolError, StreamError
 from hpc_marl.streams.inference_messages import ReplyHead, RequestHead
-from hpc_marl.streams.links import can_receive, can_send, connect, identity
+from hpc_marl.streams.links import aligned, can_receive, can_send, connect, identity, look_up
 
 _LOST_INTERVAL_S = 1.0
 """Between two looks for a server while there is none, or none that answers."""
@@ -193,7 +193,7 @@ class InferenceClient:
 
     def _look_up(self) -> list[ServiceRecord]:
         keys = self._context.resolver.find_subtree(self._root)
-        return [record for key in keys if (record := self._context.lookup(key)) is not None]
+        return [record for key in keys if (record := look_up(self._context, key)) is not None]
 
     def _disconnect(self) -> None:
         if self._socket is not None:
@@ -224,6 +224,8 @@ class InferenceClient:
         if opened is None or opened.head.id != head.id or opened.reply is not None:
             self._late += 1
             return
-        arrays = serialization.arrays_from_frames(frames[1].buffer, [frame.buffer for frame in frames[2:]])
+        arrays = serialization.arrays_from_frames(
+            frames[1].buffer, [aligned(frame.buffer) for frame in frames[2:]]
+        )
         opened.reply = InferenceReply(arrays, head.policy_version)
         self._answered += 1

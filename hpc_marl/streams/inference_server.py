@@ -15,6 +15,7 @@ from hpc_marl.base import serialization
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.errors import ProtocolError
 from hpc_marl.streams.inference_messages import ReplyHead, RequestHead
+from hpc_marl.streams.links import aligned
 
 _MAX_MESSAGES_PER_POLL = 4096
 
@@ -138,7 +139,7 @@ class InferenceServer:
                 raise ProtocolError(f"a request of {len(frames)} frames")
             head = serialization.decode(frames[1].buffer, RequestHead)
             arrays = serialization.arrays_from_frames(
-                frames[2].buffer, [frame.buffer for frame in frames[3:]]
+                frames[2].buffer, [aligned(frame.buffer) for frame in frames[3:]]
             )
             observation = arrays.get("observation")
             if observation is None or observation.ndim < 2:

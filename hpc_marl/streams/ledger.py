@@ -1,12 +1,10 @@
 """The ledger of sample batches: each one produced is consumed, dropped for a reason, or in flight.
 
-An account belongs to one stream: one `SampleSender` in one life of an actor, which numbers its batches 0,
-1, 2, ...
+An account belongs to one stream: one `SampleSender` of one life of an actor, which numbers its batches from 0.
 
     batch seq arrives   seq == next: in flight
                         seq >  next: the gap is dropped("lost"), then in flight
-                        seq <  next: ignored; it was accounted for when it first arrived or when it was
-                        found missing
+                        seq <  next: ignored; it was booked when it arrived or was found missing
     in flight ->        consumed() | dropped(reason)
     stream ends         what its sender is known to have produced beyond `next` is dropped("lost")
 
@@ -16,8 +14,7 @@ steps of a batch that never arrived are known.
 
 A checkpoint holds the ledger. Batches in flight at that time die with the trainer that held them:
 `from_dict` books them as dropped("trainer_restart"). Those consumed after it were learned by weights that
-are gone as well: nobody sends them again, and the next batch to arrive from that stream shows them as a
-gap.
+are gone as well: nobody sends them again, and the next batch of that stream shows them as a gap.
 """
 
 from __future__ import annotations

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
+from typing import Literal
 
+import numpy as np
 import zmq
 
 from hpc_marl.base.network import host_identity
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.service_records import ServiceRecord
+from hpc_marl.errors import NameResolveError
+
+Transport = Literal["auto", "zmq"]
+"""auto: shared memory where both ends are on one node, else ZMQ; zmq: always ZMQ."""
+
+_logger = logging.getLogger(__name__)
 
 _POLLIN, _POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)  # plain numbers: these are asked at every step
 _ABSENT_INTERVAL_S = 0.5
@@ -54,7 +63,7 @@ class RecordWatch:
             return False
         # Jitter: a thousand actors that lost one trainer must not ask in step.
         self._next_look_s = now + interval * random.uniform(0.8, 1.2)
-        found = self._context.lookup(self._key)
+        found = look_up(self._context, self._key)
         if found is None or record_epoch(found) < self.epoch:
             return False
         if self.record is not None and identity(found) == identity(self.record):
@@ -72,6 +81,19 @@ def record_epoch(record: ServiceRecord) -> int:
 def identity(record: ServiceRecord) -> tuple[str, bytes]:
     """Return what tells one opening of a service from every other: process and key of its socket."""
     return record.incarnation, record.public_key
+
+
+def look_up(context: RunContext, key: str) -> ServiceRecord | None:
+    """Return the record under `key`, None where there is none, or none can be read at the moment.
+
+    Raises:
+        SecurityError: the entry is forged.
+    """
+    try:
+        return context.lookup(key)
+    except NameResolveError as error:  # a shared file system has its bad moments: look again later
+        _logger.warning("cannot look up %s now: %s", key, error)
+        return None
 
 
 def connect(
@@ -92,3 +114,12 @@ def can_send(socket: zmq.Socket[bytes]) -> bool:
 def can_receive(socket: zmq.Socket[bytes]) -> bool:
     """Return whether a message is there."""
     return bool(int(socket.getsockopt(zmq.EVENTS)) & _POLLIN)
+
+
+def aligned(buffer: memoryview) -> memoryview:
+    """Return the bytes of a received frame so that arrays of 8-byte numbers can be views of them.
+
+    ZMQ gives large frames memory of their own, aligned by malloc; small ones lie anywhere in its receive buffer.
+    """
+    flat = np.frombuffer(buffer, np.uint8)
+    return buffer if flat.ctypes.data % 8 == 0 else flat.copy().data

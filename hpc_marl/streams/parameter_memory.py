@@ -1,7 +1,6 @@
 """ParameterMemory: the newest parameters in shared memory, written and read without locks or waiting.
 
-    | generation | closed |     slot 0: | generation | policy_version | crc32 | flat float32 ... |     slot
-    1: ...
+    | generation | closed |   slot 0: | generation | policy_version | crc32 | flat float32 ... |   slot 1: ...
 
 Publication number g (1, 2, ...) goes to slot g % 2:
 
@@ -15,10 +14,9 @@ tries again.
 Why a torn copy is never used. Python gives no memory barriers, so what the seqlock alone is worth depends
 on the machine. On x86 stores become visible in program order and loads are not reordered with each other,
 which makes the two checks of the generation sufficient. On ARM and POWER they are only likely to suffice.
-The checksum holds
-everywhere: it covers the weights *and* the generation and version that go with them, it is computed from
-what the reader actually got, and so a mixture of two versions passes with probability 2^-32 at most, on top
-of a race that is rare already. It costs about 0.2 ms per MB at each end.
+The checksum holds everywhere: it covers the weights *and* the generation and version that go with them, and
+it is computed from what the reader actually got; a mixture of two versions passes with probability 2^-32, on
+top of a race that is rare already. It costs about 0.2 ms per MB at each end.
 """
 
 from __future__ import annotations

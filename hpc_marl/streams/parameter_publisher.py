@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from hpc_marl.base import serialization
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.errors import ProtocolError, StreamError
-from hpc_marl.streams.links import can_receive
+from hpc_marl.streams.links import Transport, can_receive
 from hpc_marl.streams.parameter_memory import FlatParameters, ParameterLayout, ParameterMemory, Shapes
 from hpc_marl.streams.parameter_messages import ParameterOffer, Version, Want
 
@@ -57,19 +58,23 @@ class ParameterPublisher:
         shapes: Shapes,
         *,
         metadata: Mapping[str, Any] | None = None,
-        transport: Literal["auto", "zmq"] = "auto",
+        transport: Transport = "auto",
         epoch: int = 0,
     ) -> None:
         layout = ParameterLayout(shapes)
         self._memory = ParameterMemory.create(layout, f"hpc_marl parameters {key}")
         self._answering = _AnsweringThread(context, self._memory)
+        unfinished = contextlib.ExitStack()
+        unfinished.callback(self.close)
         offer = ParameterOffer(
             epoch=epoch,
             shapes=layout.shapes,
             metadata=dict(metadata or {}),
             shared_memory=self._memory.handle if transport == "auto" else None,
         )
-        context.publish(key, self._answering.bound, extra=msgspec.to_builtins(offer))
+        with unfinished:
+            context.publish(key, self._answering.bound, extra=msgspec.to_builtins(offer))
+            unfinished.pop_all()
 
     def publish(self, policy_version: int, weights: Mapping[str, NDArray[np.float32]]) -> None:
         """Make this the newest version; copies the weights, never waits.

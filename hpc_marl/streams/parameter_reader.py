@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,7 +17,7 @@ from hpc_marl.base.network import host_identity
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.service_records import ServiceRecord
 from hpc_marl.errors import ProtocolError, StreamError
-from hpc_marl.streams.links import RecordWatch, can_receive, can_send, connect
+from hpc_marl.streams.links import RecordWatch, Transport, aligned, can_receive, can_send, connect
 from hpc_marl.streams.parameter_memory import FlatParameters, ParameterLayout, ParameterMemory
 from hpc_marl.streams.parameter_messages import ParameterOffer, Version, Want
 
@@ -61,7 +61,7 @@ class ParameterReader:
         transport: zmq does not use shared memory where it is offered.
     """
 
-    def __init__(self, context: RunContext, key: str, *, transport: Literal["auto", "zmq"] = "auto") -> None:
+    def __init__(self, context: RunContext, key: str, *, transport: Transport = "auto") -> None:
         self._context = context
         self._watch = RecordWatch(context, key)
         self._transport = transport
@@ -199,5 +199,5 @@ class ParameterReader:
         if version.generation <= self._generation:
             return None
         return FlatParameters(
-            version.generation, version.policy_version, np.frombuffer(frames[1].buffer, np.float32)
+            version.generation, version.policy_version, np.frombuffer(aligned(frames[1].buffer), np.float32)
         )

@@ -1,7 +1,6 @@
 """SampleReceiver: the trainer's end of the sample stream.
 
-    poll() -> take() -> ReceivedBatch ... consume() | drop(reason) -> its slot and its credit go back to the
-    sender
+    poll() -> take() -> ReceivedBatch ... consume() | drop(reason) -> slot and credit go back to the sender
 
 Why nothing here grows: every batch that arrives was granted before, and all grants together stay within
 `max_bytes` (`CreditBook` has the argument). Batches of senders on the same node are not even copied: they
@@ -18,7 +17,6 @@ import errno
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import zmq
@@ -26,9 +24,9 @@ import zmq
 from hpc_marl.base import serialization
 from hpc_marl.base.network import host_identity
 from hpc_marl.base.run_context import RunContext
-from hpc_marl.data import SampleBatch
 from hpc_marl.errors import ProtocolError, StreamError
 from hpc_marl.streams.ledger import Ledger, Tally
+from hpc_marl.streams.links import Transport
 from hpc_marl.streams.sample_admission import FENCED, Admission
 from hpc_marl.streams.sample_credits import CreditBook
 from hpc_marl.streams.sample_messages import (
@@ -41,50 +39,18 @@ from hpc_marl.streams.sample_messages import (
     Pong,
     ReceiverMessage,
     Refused,
-    SampleMetadata,
     SenderMessage,
     Unknown,
     Welcome,
     decode_sender_message,
 )
-from hpc_marl.streams.sample_sender import Transport
+from hpc_marl.streams.sample_peer import Peer, ReceivedBatch
 from hpc_marl.streams.sample_slots import SampleSlots
 from hpc_marl.streams.sample_statistics import ReceiverStatistics
 
 _MAX_MESSAGES_PER_POLL = 4096  # a flood must not keep the trainer from its work
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class ReceivedBatch:
-    """One batch in the trainer's hands, until it is consumed or dropped; after that its arrays may change."""
-
-    batch: SampleBatch
-    worker_name: str
-    incarnation: str
-    """Of the actor's process."""
-    stream: str
-    """Id of its sender, by which the ledger knows it."""
-    seq: int
-    """Number in its stream."""
-    metadata: SampleMetadata
-    nbytes: int
-    transport: str
-    """shared_memory or zmq."""
-
-
-@dataclass
-class _Peer:
-    """One sender that was let in."""
-
-    hello: Hello
-    routing_id: bytes
-    slots: SampleSlots | None
-    """None where its memory is not shared."""
-    serial: int
-    held: dict[int, int] = field(default_factory=dict)
-    """Slot of each batch that has not been released, by sequence number."""
 
 
 class SampleReceiver:
@@ -117,14 +83,14 @@ class SampleReceiver:
         self._transport = transport
         self._admission = Admission(max_message_bytes)
         self._credits = CreditBook(max_bytes)
-        self._peers: dict[str, _Peer] = {}
+        self._peers: dict[str, Peer] = {}
         self._by_name: dict[str, str] = {}
         self._ready: deque[ReceivedBatch] = deque()
         self._received = self._held = self._held_bytes = self._peak_held_bytes = 0
         self._ignored: Counter[str] = Counter()
         bound = context.sockets.bind(zmq.ROUTER, context.bind_hosts, max_message_bytes=max_message_bytes)
         self._socket = bound.socket
-        self._handlers: dict[type, Callable[[_Peer, Any, list[Any]], None]] = {
+        self._handlers: dict[type, Callable[[Peer, Any, list[Any]], None]] = {
             Commit: self._take_commit,
             Ping: self._take_ping,
             Goodbye: self._take_goodbye,
@@ -173,11 +139,19 @@ class SampleReceiver:
             self._retire(peer)
         self._tell(self._credits.rebalance())
 
+    @property
+    def is_full(self) -> bool:
+        """Whether all batches that senders may have under way are in the trainer's hands: no more can arrive.
+
+        An update that waits for more than these waits for ever: `max_bytes` or the senders' slots are too few.
+        """
+        return 0 < self._credits.granted_batches <= self._held
+
     def statistics(self) -> ReceiverStatistics:
         """Return counters and what is held."""
         return ReceiverStatistics(
             senders=len(self._peers),
-            senders_by_transport=dict(Counter(_transport(peer) for peer in self._peers.values())),
+            senders_by_transport=dict(Counter(peer.transport for peer in self._peers.values())),
             received=self._received,
             held=self._held,
             held_bytes=self._held_bytes,
@@ -192,8 +166,7 @@ class SampleReceiver:
         self._socket.close()
         for stream, peer in self._peers.items():
             self._credits.leave(stream, len(peer.held))
-            if peer.slots is not None:
-                peer.slots.close()
+            peer.close()
         self._peers.clear()
 
     def _settle(self, batches: Iterable[ReceivedBatch], book: Callable[[str, int], None]) -> None:
@@ -238,8 +211,9 @@ class SampleReceiver:
             message = decode_sender_message(frames[1].buffer)
             self._dispatch(frames[0].bytes, message, frames[2:])
         except ProtocolError as error:
-            self._ignored["malformed"] += 1
-            _logger.debug("ignored a malformed message on the sample stream: %s", error)
+            count = self._ignored["malformed"] = self._ignored["malformed"] + 1
+            if count.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...: garbage must not fill the log
+                _logger.warning("ignored malformed message %d on the sample stream: %s", count, str(error))
 
     def _dispatch(self, routing_id: bytes, message: SenderMessage, payload: list[Any]) -> None:
         peer = self._peers.get(message.stream)
@@ -274,7 +248,7 @@ class SampleReceiver:
         self.ledger.produced(hello.stream, hello.produced)
         self._supersede(hello)
         self._admission.admit(hello)
-        peer = _Peer(hello, routing_id, slots, hello.serial)
+        peer = Peer(hello, routing_id, slots, hello.serial)
         self._peers[hello.stream] = peer
         self._by_name[hello.worker_name] = hello.stream
         self._credits.join(
@@ -296,7 +270,7 @@ class SampleReceiver:
             _logger.info("samples of %s come by ZMQ: %s", hello.worker_name, error)
             return None
 
-    def _welcome(self, peer: _Peer) -> None:
+    def _welcome(self, peer: Peer) -> None:
         grant = self._credits.grant(peer.hello.stream)
         shared = peer.slots is not None
         self._send(peer.routing_id, Welcome(stream=peer.hello.stream, grant=grant, shared_memory=shared))
@@ -318,12 +292,11 @@ class SampleReceiver:
                 self._admission.fence(earlier.hello.incarnation)
             self._retire(earlier)
 
-    def _retire(self, peer: _Peer) -> None:
+    def _retire(self, peer: Peer) -> None:
         """Let go of a sender that cannot say goodbye. Its batches in hand stay valid: we map them too."""
-        total = None if peer.slots is None else peer.slots.counted()
-        self._end(peer, total)
+        self._end(peer, peer.counted())
 
-    def _end(self, peer: _Peer, total: Tally | None) -> None:
+    def _end(self, peer: Peer, total: Tally | None) -> None:
         stream = peer.hello.stream
         try:
             self.ledger.end(stream, total)
@@ -335,44 +308,22 @@ class SampleReceiver:
         del self._peers[stream]
         if self._by_name.get(peer.hello.worker_name) == stream:
             del self._by_name[peer.hello.worker_name]
-        if peer.slots is not None:
-            peer.slots.close()
+        peer.close()
 
-    def _take_commit(self, peer: _Peer, commit: Commit, payload: list[Any]) -> None:
-        hello, seq = peer.hello, commit.produced.batches
-        if commit.slot >= hello.num_slots or commit.slot in peer.held.values():
-            raise ProtocolError(f"{hello.worker_name} committed slot {commit.slot}, which it cannot have")
-        if peer.slots is not None:
-            if payload:
-                raise ProtocolError(f"{hello.worker_name} sent the bytes of a batch in shared memory")
-            batch = peer.slots.batches[commit.slot]
-        else:
-            if len(payload) != 1 or len(payload[0]) != hello.layout.nbytes:
-                raise ProtocolError(f"a batch of {hello.worker_name} is not {hello.layout.nbytes} bytes")
-            batch = hello.layout.view(payload[0].buffer)
+    def _take_commit(self, peer: Peer, commit: Commit, payload: list[Any]) -> None:
+        received = peer.unpack(commit, payload)
         tally = Tally(1, commit.metadata.env_steps, commit.metadata.agent_steps)
-        if not self.ledger.received(hello.stream, seq, before=commit.produced, batch=tally):
+        if not self.ledger.received(received.stream, received.seq, before=commit.produced, batch=tally):
             self._ignored["duplicate"] += 1
             return
-        peer.held[seq] = commit.slot
-        self._ready.append(
-            ReceivedBatch(
-                batch=batch,
-                worker_name=hello.worker_name,
-                incarnation=hello.incarnation,
-                stream=hello.stream,
-                seq=seq,
-                metadata=commit.metadata,
-                nbytes=hello.layout.nbytes,
-                transport=_transport(peer),
-            )
-        )
+        peer.held[received.seq] = commit.slot
+        self._ready.append(received)
         self._received += 1
         self._held += 1
-        self._held_bytes += hello.layout.nbytes
+        self._held_bytes += received.nbytes
         self._peak_held_bytes = max(self._peak_held_bytes, self._held_bytes)
 
-    def _take_ping(self, peer: _Peer, ping: Ping, payload: list[Any]) -> None:
+    def _take_ping(self, peer: Peer, ping: Ping, payload: list[Any]) -> None:
         # Messages of one connection keep their order, so what has not arrived before this never will, and the
         # sender is about to use its slot again: book it now, so that a late arrival is ignored.
         self.ledger.produced(peer.hello.stream, ping.produced)
@@ -381,10 +332,6 @@ class SampleReceiver:
         pong = Pong(stream=peer.hello.stream, next_seq=ping.produced.batches, held=held, grant=grant)
         self._send(peer.routing_id, pong)
 
-    def _take_goodbye(self, peer: _Peer, goodbye: Goodbye, payload: list[Any]) -> None:
+    def _take_goodbye(self, peer: Peer, goodbye: Goodbye, payload: list[Any]) -> None:
         self._end(peer, goodbye.produced)
         self._send(peer.routing_id, Farewell(stream=peer.hello.stream))
-
-
-def _transport(peer: _Peer) -> str:
-    return "zmq" if peer.slots is None else "shared_memory"

@@ -28,7 +28,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import zmq
 
@@ -38,7 +38,7 @@ from hpc_marl.base.run_context import RunContext
 from hpc_marl.data import SampleBatch, SampleLayout
 from hpc_marl.errors import ProtocolError, StreamError
 from hpc_marl.streams.ledger import NOTHING, Tally
-from hpc_marl.streams.links import RecordWatch, can_receive, can_send, connect
+from hpc_marl.streams.links import RecordWatch, Transport, can_receive, can_send, connect
 from hpc_marl.streams.sample_credits import Grant
 from hpc_marl.streams.sample_messages import (
     PROTOCOL_VERSION,
@@ -59,9 +59,6 @@ from hpc_marl.streams.sample_messages import (
 from hpc_marl.streams.sample_slots import SampleSlots
 from hpc_marl.streams.sample_statistics import SenderStatistics
 from hpc_marl.streams.sender_slots import SenderSlots, Slot
-
-Transport = Literal["auto", "zmq"]
-"""auto: shared memory where both ends are on one node, else ZMQ; zmq: always ZMQ."""
 
 _SILENCE_S = 1.0
 """A receiver that says nothing for this long while it is waited for is asked, and looked up again."""

@@ -7,9 +7,11 @@ SampleSender.acquire -> commit  ------->  SampleReceiver.poll -> take -> consume
 
 from __future__ import annotations
 
+from hpc_marl.streams.links import Transport
 from hpc_marl.streams.sample_messages import SampleMetadata
-from hpc_marl.streams.sample_receiver import ReceivedBatch, SampleReceiver
-from hpc_marl.streams.sample_sender import SampleSender, Transport
+from hpc_marl.streams.sample_peer import ReceivedBatch
+from hpc_marl.streams.sample_receiver import SampleReceiver
+from hpc_marl.streams.sample_sender import SampleSender
 from hpc_marl.streams.sample_statistics import ReceiverStatistics, SenderStatistics
 
 __all__ = [

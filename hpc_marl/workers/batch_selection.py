@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hpc_marl.streams.sample_receiver import ReceivedBatch
+from hpc_marl.streams.samples import ReceivedBatch
 
 
 def select_batches(

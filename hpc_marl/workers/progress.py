@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hpc_marl.streams.sample_receiver import ReceivedBatch
+from hpc_marl.streams.samples import ReceivedBatch
 
 _RECENT_EPISODES = 200
 _RATE_WINDOW_S = 10.0

@@ -9,6 +9,7 @@ and then wait. Publishing and checkpoint writing never make the update wait.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from typing import Any
 
@@ -28,9 +29,11 @@ from hpc_marl.errors import NameEntryNotFoundError
 from hpc_marl.policies.spec import PolicySpec
 from hpc_marl.streams.ledger import Ledger
 from hpc_marl.streams.parameters import ParameterPublisher
-from hpc_marl.streams.sample_receiver import ReceivedBatch, SampleReceiver
+from hpc_marl.streams.samples import ReceivedBatch, SampleReceiver
 from hpc_marl.workers.batch_selection import select_batches
 from hpc_marl.workers.progress import ProgressMeter
+
+_log = logging.getLogger(__name__)
 
 LEDGER_FILE = "ledger.json"
 _WAIT_FOR_SAMPLES_S = 0.02
@@ -59,14 +62,18 @@ class TrainerWorker(Worker):
         self._received: list[ReceivedBatch] = []
         self._progress = ProgressMeter()
         self._last_checkpoint_s = time.monotonic()
+        self._warned_full = False
+        server.register_handler("checkpoint", self.checkpoint)
 
     def _configure(self, config: dict[str, Any]) -> None:
         self._config = build(TrainerAssignment, config)
         self._batches_per_update = self._config.batches_per_update
 
-    def _reconfigure(self, **kwargs: Any) -> None:
-        """Take `batches_per_update`: actors were given up or have come back."""
-        self._batches_per_update = int(kwargs["batches_per_update"])
+    def _reconfigure(self, *, batches_per_update: int, gone: str = "") -> None:
+        """An actor was given up: expect fewer batches, and none of incarnation `gone`."""
+        self._batches_per_update = batches_per_update
+        if gone and self._receiver is not None:
+            self._receiver.forget(gone)
 
     def checkpoint(self) -> str:
         """RPC command: write a checkpoint now; return its path."""
@@ -94,7 +101,17 @@ class TrainerWorker(Worker):
             self._receiver.drop([batch], reason)
         taken = {id(batch) for batch in (*chosen, *(batch for batch, _ in late))}
         self._received = [batch for batch in self._received if id(batch) not in taken]
-        return self._update(chosen) if chosen else PollResult()
+        if chosen:
+            return self._update(chosen)
+        if self._receiver.is_full and not late and not self._warned_full:
+            self._warned_full = True
+            _log.warning(
+                "%d batches are here, an update takes %d, and no actor may send more: if this lasts, raise "
+                "streams.sample_buffer_bytes or streams.sample_slots",
+                len(self._received),
+                self._batches_per_update,
+            )
+        return PollResult()
 
     def _update(self, chosen: list[ReceivedBatch]) -> PollResult:
         assert self._publisher is not None and self._receiver is not None and self._metrics_writer is not None

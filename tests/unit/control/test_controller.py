@@ -196,7 +196,7 @@ def test_an_actor_that_dies_again_and_again_is_given_up_and_the_trainer_is_told(
             stage.register("actor/1")
             turn(controller, stage, seconds=20)
     assert controller.workers["actor/1"].given_up
-    assert (TRAINER, "reconfigure", {"batches_per_update": 1}) in stage.sent
+    assert (TRAINER, "reconfigure", {"batches_per_update": 1, "gone": "actor/1.1"}) in stage.sent
     assert controller.step() is None
 
 

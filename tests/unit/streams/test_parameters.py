@@ -8,6 +8,7 @@ import pytest
 import zmq
 
 from hpc_marl.errors import ProtocolError, StreamError
+from hpc_marl.streams import parameter_reader
 from hpc_marl.streams.links import connect
 from hpc_marl.streams.parameters import ParameterPublisher, ParameterReader
 from tests.unit.streams.conftest import until
@@ -158,6 +159,18 @@ def test_an_entry_of_another_kind_is_named(new_context, new_reader):
     context.publish(KEY, context.sockets.bind(zmq.ROUTER, context.bind_hosts), extra={"epoch": 1})
     with pytest.raises(ProtocolError, match="entry of the parameter stream"):
         new_reader().poll()
+
+
+def test_waiting_readers_of_other_nodes_are_told_at_once(new_context, monkeypatch):
+    monkeypatch.setattr(parameter_reader, "_ASK_AGAIN_S", 1e9)
+    publisher = ParameterPublisher(new_context(), KEY, SHAPES, transport="zmq")
+    reader = ParameterReader(new_context(), KEY, transport="zmq")
+    for version in range(3):
+        until(lambda: publisher.statistics().waiting_readers, reader.poll)
+        publisher.publish(version, weights(version))
+        assert reader.wait(version, TIMEOUT_S).policy_version == version
+    reader.close()
+    publisher.close()
 
 
 def test_an_unanswered_question_is_asked_again(new_context):

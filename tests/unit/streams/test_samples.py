@@ -10,7 +10,7 @@ import pytest
 
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.data import EnvSpec, SampleLayout
-from hpc_marl.errors import StreamError
+from hpc_marl.errors import NameResolveError, StreamError
 from hpc_marl.streams import sample_sender
 from hpc_marl.streams.ledger import LOST, Ledger
 from hpc_marl.streams.sample_messages import Commit
@@ -437,6 +437,45 @@ def test_a_receiver_that_forgot_everything_is_told_again(new_receiver, new_sende
     send(sender)
     receiver.consume(receive(receiver, sender, 1))
     assert receiver.ledger.balance().dropped == {LOST: 1}
+
+
+def test_arrays_are_aligned_however_small_the_batch(new_receiver, new_sender):
+    layout = SampleLayout(EnvSpec(observation_size=1, num_actions=2), num_steps=1, num_envs=1)
+    receiver, sender = new_receiver(), new_sender(layout=layout, num_slots=8)
+    connect(sender, receiver)
+    for _ in range(8):
+        send(sender)
+    batches = receive(receiver, sender, 8)
+    assert all(array.flags.aligned for received in batches for array in received.batch.arrays().values())
+    receiver.consume(batches)
+
+
+def test_a_receiver_knows_when_no_more_can_arrive(new_receiver, new_sender):
+    receiver, sender = new_receiver(max_bytes=2 * LAYOUT.nbytes), new_sender()
+    assert not receiver.is_full
+    connect(sender, receiver)
+    until(lambda: sender.statistics().granted == 2, sender.poll, receiver.poll)
+    send(sender)
+    taken = receive(receiver, sender, 1)
+    assert not receiver.is_full
+    send(sender)
+    taken += receive(receiver, sender, 1)
+    assert receiver.is_full and sender.acquire() is None
+    receiver.consume(taken)
+    assert not receiver.is_full
+
+
+def test_trouble_with_the_name_service_is_outlasted(new_receiver, new_sender, monkeypatch):
+    receiver, sender = new_receiver(), new_sender()
+
+    def stale(self, key):
+        raise NameResolveError("stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunContext, "lookup", stale)
+        sender.poll()
+    connect(sender, receiver)
+    assert sender.acquire() is not None
 
 
 def test_slots_and_groups_must_fit(new_sender):
