@@ -35,7 +35,7 @@ class PPOConfig:
     entropy_coef: float = setting(0.01, "weight of the entropy bonus", low=0)
     max_grad_norm: float = setting(0.5, "clip the gradient's global norm here", low=0, exclusive_low=True)
     normalize_advantage: bool = setting(
-        True, "zero mean, unit deviation over the valid entries of one minibatch"
+        True, "advantages of zero mean and unit deviation over the valid entries of one update"
     )
     value_normalization: Literal["none", "running", "popart"] = setting(
         "running", "running: train the critic on standardised targets; popart: and correct its last layer"

@@ -148,11 +148,15 @@ class TrainerWorker(Worker):
             num_threads=config.trainer.cpus,
         )
         ledger = self._restore()
-        trial = self._run_directory
-        self._metrics_writer = MetricsWriter(trial.metrics)
+        self._metrics_writer = MetricsWriter(self._run_directory.metrics)
         self._checkpoint_writer = CheckpointWriter(
-            trial.checkpoints, epoch=config.epoch, keep=config.trainer.keep_checkpoints
+            self._run_directory.checkpoints, epoch=config.epoch, keep=config.trainer.keep_checkpoints
         )
+        self._open_streams(spec, ledger)
+        return True
+
+    def _open_streams(self, spec: PolicySpec, ledger: Ledger) -> None:
+        context, config = self._context, self._config
         weights = self._algorithm.actor_weights()
         self._publisher = ParameterPublisher(
             context,
@@ -172,7 +176,6 @@ class TrainerWorker(Worker):
             ledger=ledger,
             max_message_bytes=config.streams.max_message_bytes,
         )
-        return True
 
     def _restore(self) -> Ledger:
         found = latest_checkpoint(self._run_directory.checkpoints)
