@@ -1,6 +1,6 @@
 """Acting: where an actor's actions come from. `InlineActing` and `RemoteActing` have one interface for the same actor.
 
-    submit(group, inputs, newer_than) ... collect(group) -> ActResult | None
+    submit(group, inputs) ... collect(group) -> ActResult | None
 
 Both are pure functions of the inputs and the weights: the actor brings its own random numbers, so a seed gives the same
 actions inline and remote.
@@ -20,7 +20,7 @@ from hpc_marl.config import ActorAssignment, build
 from hpc_marl.policies.numpy_actor import NumpyActor
 from hpc_marl.policies.spec import ActResult, PolicySpec
 from hpc_marl.streams.inference import InferenceClient
-from hpc_marl.streams.parameters import ParameterReader
+from hpc_marl.streams.parameters import ParameterReader, ParameterSet
 from hpc_marl.workers.rollout import ActInputs
 
 Generation = tuple[int, int]
@@ -30,21 +30,31 @@ NO_GENERATION: Generation = (-1, -1)
 
 
 class Acting(ABC):
-    """Answers what the groups of one actor see with actions."""
+    """Answers what the groups of one actor see with actions; follows the trainer's parameters.
 
-    @abstractmethod
+    Attributes:
+        generation: the newest generation in use, or known to be served.
+        spec: what the policy looks like; None until a trainer has published.
+    """
+
+    def __init__(self, context: RunContext, config: ActorAssignment) -> None:
+        key = names.parameter_stream(context.experiment_name, context.trial_name, config.trainer_name)
+        self._reader = ParameterReader(context, key, transport=config.streams.transport)
+        self.generation = NO_GENERATION
+        self.spec: PolicySpec | None = None
+
     def poll(self, may_change: bool) -> None:
         """Take in newer parameters; only where `may_change` does the policy in use change."""
+        if not may_change or (newer := self._reader.poll()) is None:
+            return
+        if self.spec is None:
+            self.spec = build(PolicySpec, self._reader.metadata["policy_spec"])
+        self._load(self.spec, newer)
+        self.generation = (newer.epoch, newer.policy_version)
 
-    @property
     @abstractmethod
-    def generation(self) -> Generation:
-        """The newest generation known to be served."""
-
-    @property
-    @abstractmethod
-    def spec(self) -> PolicySpec | None:
-        """What the policy looks like; None until a trainer has published."""
+    def _load(self, spec: PolicySpec, newer: ParameterSet) -> None:
+        """Use newer parameters from now on."""
 
     @abstractmethod
     def submit(self, group: int, inputs: ActInputs) -> None:
@@ -54,41 +64,23 @@ class Acting(ABC):
     def collect(self, group: int, timeout_s: float) -> ActResult | None:
         """Return the group's answer, or None where it is not there after `timeout_s`."""
 
-    @abstractmethod
     def close(self) -> None:
         """Close the streams."""
+        self._reader.close()
 
 
 class InlineActing(Acting):
     """A copy of the policy in this process."""
 
     def __init__(self, context: RunContext, config: ActorAssignment) -> None:
-        key = names.parameter_stream(context.experiment_name, context.trial_name, config.trainer_name)
-        self._reader = ParameterReader(context, key, transport=config.streams.transport)
+        super().__init__(context, config)
         self._actor: NumpyActor | None = None
-        self._spec: PolicySpec | None = None
-        self._generation = NO_GENERATION
         self._answers: dict[int, ActResult] = {}
 
-    @property
-    def generation(self) -> Generation:
-        """The generation in use."""
-        return self._generation
-
-    @property
-    def spec(self) -> PolicySpec | None:
-        """What the policy looks like; None until a trainer has published."""
-        return self._spec
-
-    def poll(self, may_change: bool) -> None:
-        """Load newer weights."""
-        if not may_change or (newer := self._reader.poll()) is None:
-            return
+    def _load(self, spec: PolicySpec, newer: ParameterSet) -> None:
         if self._actor is None:
-            self._spec = build(PolicySpec, self._reader.metadata["policy_spec"])
-            self._actor = NumpyActor(self._spec)
+            self._actor = NumpyActor(spec)
         self._actor.load(newer.weights, newer.policy_version)
-        self._generation = (newer.epoch, newer.policy_version)
 
     def submit(self, group: int, inputs: ActInputs) -> None:
         """Act at once."""
@@ -101,45 +93,23 @@ class InlineActing(Acting):
         """Return the answer of `submit`."""
         return self._answers.pop(group, None)
 
-    def close(self) -> None:
-        """Close the parameter stream."""
-        self._reader.close()
-
 
 class RemoteActing(Acting):
-    """Policy workers answer; this process holds no weights.
+    """Policy workers answer; this process uses no weights.
 
-    The parameter stream is still watched, for the policy's shape and for the generation that a synchronous rollout must
-    wait for.
+    The parameter stream is still followed, for the policy's shape and for the generation that a synchronous rollout
+    must wait for.
     """
 
     def __init__(self, context: RunContext, config: ActorAssignment) -> None:
-        key = names.parameter_stream(context.experiment_name, context.trial_name, config.trainer_name)
-        self._reader = ParameterReader(context, key, transport=config.streams.transport)
+        super().__init__(context, config)
         root = names.inference_root(context.experiment_name, context.trial_name)
         self._client = InferenceClient(
             context, root, config.index, timeout_s=config.streams.inference_timeout_s
         )
-        self._spec: PolicySpec | None = None
-        self._generation = NO_GENERATION
 
-    @property
-    def generation(self) -> Generation:
-        """The newest generation published."""
-        return self._generation
-
-    @property
-    def spec(self) -> PolicySpec | None:
-        """What the policy looks like; None until a trainer has published."""
-        return self._spec
-
-    def poll(self, may_change: bool) -> None:
-        """Learn of newer generations."""
-        if not may_change or (newer := self._reader.poll()) is None:
-            return
-        if self._spec is None:
-            self._spec = build(PolicySpec, self._reader.metadata["policy_spec"])
-        self._generation = (newer.epoch, newer.policy_version)
+    def _load(self, spec: PolicySpec, newer: ParameterSet) -> None:
+        """Nothing to load: the generation is all that matters."""
 
     def submit(self, group: int, inputs: ActInputs) -> None:
         """Send the request; a server answers it once it has the generation known here."""
@@ -148,7 +118,7 @@ class RemoteActing(Acting):
             arrays["action_mask"] = inputs.action_mask
         if inputs.memory is not None:
             arrays["memory"] = inputs.memory
-        self._client.submit(group, arrays, min_policy_version=stamp(self._generation))
+        self._client.submit(group, arrays, min_policy_version=stamp(self.generation))
 
     def collect(self, group: int, timeout_s: float) -> ActResult | None:
         """Return the answer once it is there."""
@@ -166,7 +136,7 @@ class RemoteActing(Acting):
     def close(self) -> None:
         """Close both streams."""
         self._client.close()
-        self._reader.close()
+        super().close()
 
 
 def stamp(generation: Generation) -> int:

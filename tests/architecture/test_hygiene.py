@@ -13,12 +13,9 @@ from tests.architecture.source_tree import ROOT, repository_files
 MAX_FILE_BYTES = 500_000
 
 FORBIDDEN = {
-    "a path of one machine": re.compile(r"(?<![\w.])/(work|root|home/\w+|Users/\w+|opt/(pypi|wheels)\w*)/"),
-    "a working paper that is not in the repository": re.compile(r"\bshared/facts\b|\bfacts/\w+\.md\b"),
+    "a path of one machine": re.compile(r"(?<![\w.])/(root|work|home/\w+|Users/\w+)/"),
     "a ticket's number; say what it is about": re.compile(r"\b[Ii]ssue #?\d+\b"),
-    "a package mirror": re.compile(
-        r"--(extra-)?index-url[ =](?!https://download\.pytorch\.org/)\S*//|--find-links\b"
-    ),
+    "a package mirror": re.compile(r"--(extra-)?index-url[ =]\S*//|--find-links\b"),
     "a merge conflict": re.compile(r"^(<<<<<<<|>>>>>>>) ", re.M),
 }
 
@@ -56,14 +53,11 @@ def test_the_files_are_seen() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "cd /work/main",
-        "PYTHON=/root/.pyenv/bin/python",
+        "PYTHON=/root/bin/python",
         "see /home/alice/code/x.py",
         "pip install --find-links wheels torch",
         "pip install --index-url https://mirror.example/simple x",
-        "as measured in shared/facts/style.md",
-        "see facts/slurm.md, section 3",
-        "fixes issue 2",
+        "fixes issue 7",
         "<<<<<<< HEAD\nx = 1",
     ],
 )
@@ -76,7 +70,7 @@ def test_a_planted_word_is_found(text: str) -> None:
     [
         "hpc_marl/workers/actor.py",
         "runs on a shared filesystem; $HOME/runs/exp",
-        "pip install --extra-index-url https://download.pytorch.org/whl/cpu torch",
+        "pip install --extra-index-url URL torch",
         "issues in general",
         "x << 7",
     ],
