@@ -78,11 +78,14 @@ def test_a_killed_trainer_goes_on_from_the_checkpoint(train: Train, inference: s
     assert max(epochs) == "0002"
     rows = run.metrics()
     versions = [row["policy_version"] for row in rows]
-    back = next(i for i in range(1, len(rows)) if versions[i] <= versions[i - 1])
-    # It went on from a checkpoint: not from scratch, and with the counters of that checkpoint.
-    assert versions[back] > 1
-    saved = next(row for row in rows[:back] if row["policy_version"] == versions[back] - 1)
-    assert 0 < rows[back]["env_steps"] - saved["env_steps"] <= 2 * 8 * 16
+    # It went on from a checkpoint, with that one's counters: not from scratch. What came after the checkpoint is learned
+    # again, if there was anything.
+    assert versions.count(1) == 1
+    again = [i for i in range(1, len(rows)) if versions[i] <= versions[i - 1]]
+    assert len(again) <= 1
+    for i in again:
+        saved = next(row for row in rows[:i] if row["policy_version"] == versions[i] - 1)
+        assert 0 < rows[i]["env_steps"] - saved["env_steps"] <= 2 * 8 * 16
     assert_ledger_balances(run)
 
 
