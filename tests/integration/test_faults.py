@@ -78,8 +78,8 @@ def test_a_killed_trainer_goes_on_from_the_checkpoint(train: Train, inference: s
     assert max(epochs) == "0002"
     rows = run.metrics()
     versions = [row["policy_version"] for row in rows]
-    # It went on from a checkpoint, with that one's counters: not from scratch. What came after the checkpoint is learned
-    # again, if there was anything.
+    # It went on from a checkpoint, with that one's counters: not from scratch. What came after the checkpoint is
+    # learned again, if there was anything.
     assert versions.count(1) == 1
     again = [i for i in range(1, len(rows)) if versions[i] <= versions[i - 1]]
     assert len(again) <= 1
