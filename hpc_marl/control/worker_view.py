@@ -52,7 +52,7 @@ class WorkerView:
         configured: whether this life has its config.
         started: whether this life was told to start.
         pending: the command under way and its reply.
-        quick_ends: lives in a row that ended soon after their launch.
+        quick_ends: lives in a row that failed soon after their launch.
         metrics: of its newest heartbeat.
         last_error: why it failed last.
     """
@@ -106,6 +106,8 @@ class WorkerView:
 
     def schedule_relaunch(self, now: float) -> None:
         """Launch it again: at once the first time, later the more often it ends soon."""
-        self.quick_ends = self.quick_ends + 1 if now - self.launched_s < _QUICK_END_S else 0
+        # One that was killed at its work did not fail; only failures of its own, or before any work, tell a crash loop.
+        failed = self.status is WorkerStatus.ERROR or not self.started
+        self.quick_ends = self.quick_ends + 1 if failed and now - self.launched_s < _QUICK_END_S else 0
         self.relaunch_s = now + _BACKOFF_S[min(max(self.quick_ends - 1, 0), len(_BACKOFF_S) - 1)]
         self.life += 1

@@ -137,7 +137,7 @@ def test_a_minute_of_killing_random_actors(train: Train) -> None:
     seed = random.randrange(2**31)
     print(f"seed {seed}")
     choose = random.Random(seed)
-    run = train("experiment=lbf_mappo", "total_env_steps=400000", "actors.count=2", small=False)
+    run = train("experiment=lbf_mappo", "total_env_steps=600000", small=False)
     run.wait_until(run.trained(1000), timeout_s=120)
     end = time.monotonic() + 60
     kills = 0
