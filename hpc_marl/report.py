@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.display import clock_text, number_text
 from hpc_marl.errors import HpcMarlError
-
-EVALUATION_FILE = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def read_evaluation(run_directory: str | Path) -> Evaluation | None:
     Raises:
         HpcMarlError: evaluation.json is not one.
     """
-    path = Path(run_directory) / EVALUATION_FILE
+    path = RunDirectory.at(run_directory).evaluation_file
     try:
         found = json.loads(path.read_bytes())
         low, high = found["return_interval_95"]

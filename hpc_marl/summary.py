@@ -14,8 +14,6 @@ from hpc_marl.control.controller import Verdict
 from hpc_marl.control.worker_state import WorkerStatus
 from hpc_marl.report import RunSummary, read_evaluation, summary_text
 
-LEDGER_FILE = "ledger.json"
-
 
 def write_summary(
     config: ExperimentConfig, directory: RunDirectory, verdict: Verdict, elapsed_s: float, command: str
@@ -60,7 +58,7 @@ def write_summary(
 def _ledger(directory: RunDirectory) -> dict[str, int]:
     """Return the trainer's final ledger, in batches: produced, consumed, and dropped by reason."""
     try:
-        totals = json.loads((directory.state / LEDGER_FILE).read_bytes())
+        totals = json.loads(directory.ledger_file.read_bytes())
     except FileNotFoundError:
         return {}
     dropped = {f"dropped ({reason})": number for reason, number in totals["dropped"].items() if number}

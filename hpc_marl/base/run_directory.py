@@ -88,6 +88,16 @@ class RunDirectory:
         """Directory of every worker's final word."""
         return self.path / "state"
 
+    @property
+    def ledger_file(self) -> Path:
+        """What became of every sample batch; the trainer's final word."""
+        return self.state / "ledger.json"
+
+    @property
+    def evaluation_file(self) -> Path:
+        """The final evaluation."""
+        return self.path / "evaluation.json"
+
     def run(self, run_uuid: str) -> Path:
         """Return the directory of one run: one life of the whole experiment. Raises ConfigError."""
         if not _NAME.fullmatch(run_uuid):

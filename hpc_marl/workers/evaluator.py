@@ -25,7 +25,6 @@ from hpc_marl.policies.numpy_actor import NumpyActor
 from hpc_marl.policies.spec import PolicySpec, actor_shapes, make_noise
 
 _STEPS_PER_POLL = 50
-EVALUATION_FILE = "evaluation.json"
 
 
 class EpisodePlayer:
@@ -142,7 +141,7 @@ class EvaluatorWorker(Worker):
             "env_steps": self._checkpoint.state["progress"]["env_steps"],
             "returns": player.returns,
         }
-        atomic_write(self._directory.path / EVALUATION_FILE, json.dumps(result, indent=1).encode())
+        atomic_write(self._directory.evaluation_file, json.dumps(result, indent=1).encode())
 
     def _on_exit(self, status: WorkerStatus) -> None:
         if self._player is not None:

@@ -35,7 +35,6 @@ from hpc_marl.workers.progress import ProgressMeter
 
 _log = logging.getLogger(__name__)
 
-LEDGER_FILE = "ledger.json"
 _WAIT_FOR_SAMPLES_S = 0.02
 
 
@@ -221,7 +220,7 @@ class TrainerWorker(Worker):
         assert self._receiver is not None
         totals = self._receiver.ledger.balance()
         plain = {**vars(totals), "dropped": dict(totals.dropped)}
-        atomic_write(self._run_directory.state / LEDGER_FILE, json.dumps(plain, indent=1).encode())
+        atomic_write(self._run_directory.ledger_file, json.dumps(plain, indent=1).encode())
 
     def _on_exit(self, status: WorkerStatus) -> None:
         if self._receiver is not None and self._checkpoint_writer is not None:
