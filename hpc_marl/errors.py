@@ -19,6 +19,7 @@ HpcMarlError
 ├── WorkerError
 │   └── InvalidTransitionError
 ├── CheckpointError
+├── LaunchError              a job was refused, or a command of the cluster failed
 └── StreamError
 """
 
@@ -113,6 +114,10 @@ class InvalidTransitionError(WorkerError):
 
 class CheckpointError(HpcMarlError):
     """No valid checkpoint where one was needed, or one could not be written."""
+
+
+class LaunchError(HpcMarlError):
+    """A job was refused, or a command of the cluster failed; the message holds what it said."""
 
 
 class StreamError(HpcMarlError):

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 import msgspec
 
 from hpc_marl.base.run_directory import RunDirectory, atomic_write
 from hpc_marl.errors import ConfigError
+
+
+class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One submission: a job, a job array or a component of a heterogeneous job."""
+
+    job_id: str
+    """As sbatch printed it: `123`; a component of a heterogeneous job: `123+1`."""
+    role: str
+    slots: list[int]
+    """Filled by it; of a job array, slot k of this list is the element `<job_id>_k`."""
+    is_array: bool = False
+    submitted: str = ""
+    """ISO time, by the submitting host's clock."""
+    script: str = ""
+    """The sbatch script as submitted."""
 
 
 class LaunchRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,12 +45,23 @@ class LaunchRecord(msgspec.Struct, frozen=True, kw_only=True):
     pid: int = 0
     """The controller's process on `host`, with its creation time, because process ids are used again."""
     pid_create_time: float = 0.0
-    jobs: list[dict[str, Any]] = []
+    port_range: tuple[int, ...] = ()
+    controller: Literal["session", "job"] = "session"
+    """Who drives at first."""
+    has_deputy: bool = False
+    """Whether the host of slot 0 starts a controller of its own when nobody drives."""
+    jobs: list[JobRecord] = []
 
 
 def write_launch_record(directory: RunDirectory, record: LaunchRecord) -> None:
     """Write launch.json, atomically."""
     atomic_write(directory.launch_file, msgspec.json.format(msgspec.json.encode(record), indent=1))
+
+
+def add_job(directory: RunDirectory, job: JobRecord) -> None:
+    """Remember a submission in launch.json. Only the holder of the controller's lease may call it."""
+    record = read_launch_record(directory)
+    write_launch_record(directory, msgspec.structs.replace(record, jobs=[*record.jobs, job]))
 
 
 def read_launch_record(directory: RunDirectory) -> LaunchRecord:

@@ -94,6 +94,31 @@ class RunDirectory:
         return self.state / "ledger.json"
 
     @property
+    def controller_file(self) -> Path:
+        """What a controller that takes over must know: epoch, lives, phase."""
+        return self.state / "controller.json"
+
+    @property
+    def verdict_file(self) -> Path:
+        """How the run ended: status, reason, exit_code; not there while it has not."""
+        return self.state / "verdict.json"
+
+    @property
+    def epoch_file(self) -> Path:
+        """The trainers' newest right to write; who holds a lower one writes nothing any more."""
+        return self.state / "epoch"
+
+    @property
+    def usage(self) -> Path:
+        """Directory of what every host process measured of its workers."""
+        return self.state / "usage"
+
+    @property
+    def job_scripts(self) -> Path:
+        """Directory of the sbatch scripts as submitted."""
+        return self.path / "jobs"
+
+    @property
     def evaluation_file(self) -> Path:
         """The final evaluation."""
         return self.path / "evaluation.json"

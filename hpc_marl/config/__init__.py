@@ -9,16 +9,17 @@ from hpc_marl.config.assignments import (
     assignment,
 )
 from hpc_marl.config.build import build, to_dict
+from hpc_marl.config.cluster import ClusterConfig
 from hpc_marl.config.environment import EnvConfig
 from hpc_marl.config.experiment import ExperimentConfig
 from hpc_marl.config.policy import PolicyConfig
 from hpc_marl.config.workers import (
     ActorGroupConfig,
-    ClusterConfig,
     ControlConfig,
     EvaluationConfig,
     ExtraGroupConfig,
     PolicyGroupConfig,
+    ResourceConfig,
     StreamConfig,
     TrainerGroupConfig,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "PolicyAssignment",
     "PolicyConfig",
     "PolicyGroupConfig",
+    "ResourceConfig",
     "StreamConfig",
     "TrainerAssignment",
     "TrainerGroupConfig",

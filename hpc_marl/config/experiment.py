@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hpc_marl.config.algorithm import PPOConfig
+from hpc_marl.config.cluster import ClusterConfig
 from hpc_marl.config.environment import EnvConfig
 from hpc_marl.config.fields import setting
 from hpc_marl.config.policy import PolicyConfig
 from hpc_marl.config.workers import (
     ActorGroupConfig,
-    ClusterConfig,
     ControlConfig,
     EvaluationConfig,
     ExtraGroupConfig,
@@ -51,12 +51,19 @@ class ExperimentConfig:
         "inline",
         "inline: every actor has a copy of the policy; remote: policy workers answer batched requests",
     )
+    controller: Literal["session", "job"] = setting(
+        "session",
+        "session: this command drives the run and shows it; job: it submits, prints the handle and returns",
+    )
+    max_concurrent: int | None = setting(
+        None, "controller=job: most trials of one experiment that run at once; null: all", low=1
+    )
     env: EnvConfig = setting(EnvConfig(), "the environment")
     policy: PolicyConfig = setting(PolicyConfig(), "the networks")
     algorithm: PPOConfig = setting(PPOConfig(), "the learning algorithm")
     actors: ActorGroupConfig = setting(ActorGroupConfig(), "actor workers")
     policies: PolicyGroupConfig = setting(PolicyGroupConfig(), "policy workers")
-    trainer: TrainerGroupConfig = setting(TrainerGroupConfig(), "the trainer worker")
+    trainer: TrainerGroupConfig = setting(TrainerGroupConfig(), "trainer workers")
     extra_workers: dict[str, ExtraGroupConfig] = setting({}, "further worker kinds: kind -> group")
     streams: StreamConfig = setting(StreamConfig(), "data between workers")
     evaluation: EvaluationConfig = setting(EvaluationConfig(), "the evaluation after training")
@@ -80,6 +87,10 @@ class ExperimentConfig:
                 f"trainer.batches_per_update={self.trainer.batches_per_update}: with mode=sync one update takes "
                 f"one batch of each of the actors.count * actors.num_groups = {self.num_sample_groups} groups; "
                 "leave it null"
+            )
+        if self.controller == "job" and self.cluster.kind == "local":
+            raise ConfigError(
+                "controller=job needs a cluster whose kind is slurm; with cluster=local leave it out"
             )
         most = self.num_sample_groups * self.streams.sample_slots
         if self.batches_per_update > most:

@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from hpc_marl.config.fields import setting
 from hpc_marl.errors import ConfigError
 
+_DURATION = re.compile(r"(?:\d+-\d{1,2}(?::\d{2}){0,2}|\d+(?::\d{2}){0,2})")
+
+
+def check_duration(name: str, text: str | None) -> None:
+    """Return if `text` is a duration as Slurm writes it. Raises ConfigError."""
+    if text is not None and not _DURATION.fullmatch(text):
+        raise ConfigError(
+            f"{name}={text!r}: write a duration as Slurm does: 90 (minutes), 12:00:00 or 2-00:00:00"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
-class ActorGroupConfig:
+class ResourceConfig:
+    """What one worker of a group may use, and where its job goes."""
+
+    cpus: int = setting(1, "CPU cores of one worker, which are also its numeric threads", unit="cores", low=1)
+    gpus: float | None = setting(
+        None, "GPUs of one worker; 0.5 lets two share one; null: 1 where its device is cuda, else 0", low=0
+    )
+    memory_mb: int | None = setting(
+        None, "memory of one worker; null leaves it to the partition", unit="MB", low=1
+    )
+    time_limit: str | None = setting(
+        None, "wall time of the group's job, as Slurm writes it; null: cluster.time_limit"
+    )
+    partition: str | None = setting(
+        None, "where its job goes; null: cluster.gpu_partition with GPUs, else cluster.cpu_partition"
+    )
+    constraint: str | None = setting(None, "features that its nodes must have, as for sbatch --constraint")
+
+    def __post_init__(self) -> None:
+        """Check what a type alone cannot."""
+        check_duration("time_limit", self.time_limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorGroupConfig(ResourceConfig):
     """The actor workers."""
 
     count: int = setting(2, "actor workers", low=1)
@@ -18,12 +53,13 @@ class ActorGroupConfig:
     num_groups: int = setting(
         1, "groups that an actor's environments are split into; one steps while another waits", low=1
     )
-    cpus: int = setting(1, "CPU cores of one actor", unit="cores", low=1)
+    per_task: int = setting(8, "actors that share one Slurm task (one element of the job array)", low=1)
     min_actors: int = setting(1, "training starts and goes on with at least this many", low=1)
     max_restarts: int = setting(100, "respawns of one actor before it is given up", low=0)
 
     def __post_init__(self) -> None:
         """Check that groups are equal and the quorum can be reached."""
+        super().__post_init__()
         if self.num_envs % self.num_groups:
             raise ConfigError(f"num_envs={self.num_envs} must be a multiple of num_groups={self.num_groups}")
         if self.min_actors > self.count:
@@ -31,11 +67,10 @@ class ActorGroupConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyGroupConfig:
+class PolicyGroupConfig(ResourceConfig):
     """The policy workers; they exist only with inference=remote."""
 
     count: int = setting(1, "policy workers", low=1)
-    cpus: int = setting(1, "CPU cores of one policy worker", unit="cores", low=1)
     device: str = setting("cpu", "cpu, cuda or cuda:N")
     max_batch_rows: int = setting(
         4096, "most agent rows answered in one forward pass", unit="agent rows", low=1
@@ -44,10 +79,10 @@ class PolicyGroupConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainerGroupConfig:
-    """The trainer worker."""
+class TrainerGroupConfig(ResourceConfig):
+    """The trainer workers; several of them train one policy data-parallel."""
 
-    cpus: int = setting(1, "CPU cores of the trainer, and torch's threads", unit="cores", low=1)
+    count: int = setting(1, "trainer workers; actor i sends to trainer i % count", low=1)
     device: str = setting("cpu", "cpu, cuda or cuda:N")
     batches_per_update: int | None = setting(
         None, "sample batches of one update; null: one of every environment group", low=1
@@ -58,7 +93,7 @@ class TrainerGroupConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtraGroupConfig:
+class ExtraGroupConfig(ResourceConfig):
     """Workers of a kind of the user's own; `config` is what their `configure` receives."""
 
     worker_class: str = setting("", "where the Worker subclass is: package.module:Class")
@@ -123,14 +158,3 @@ class ControlConfig:
                 f"heartbeat_timeout_s={self.heartbeat_timeout_s} must be >= 3 * heartbeat_interval_s"
                 f"={3 * self.heartbeat_interval_s}"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterConfig:
-    """Where the workers run."""
-
-    kind: Literal["local"] = setting("local", "local: processes of this machine")
-    interface: str | None = setting(
-        None, "network interface or address that workers bind; null: loopback on local"
-    )
-    name_resolve: Literal["file"] = setting("file", "backend of the name service")
