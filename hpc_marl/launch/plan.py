@@ -1,4 +1,4 @@
-"""The placement plan: which workers a run has, what each may use, and which jobs carry them. A value; it starts nothing.
+"""The placement plan: which workers a run has, what each may use, and which jobs carry them. Values only.
 
     workers  --dealt out-->  slots  --bundled-->  jobs
     trainer/0, actor/3 ...   one host process     one submission: a job of N nodes, a job array, or one component of a
