@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.base.telemetry import METRICS_FILE, read_metrics
+from hpc_marl.command_line import run_command, trial_parser
 from hpc_marl.data.spaces import EnvSpec
 from hpc_marl.errors import ConfigError, HpcMarlError
 from hpc_marl.exit_codes import exit_code_of
 from hpc_marl.report import read_evaluation
+from hpc_marl.trial_reference import find_trial
 
 LEARNING_CURVE_FILE = "learning_curve.png"
 
@@ -52,6 +56,28 @@ def draw_learning_curve(directory: RunDirectory, output: Path | None = None) -> 
         title=f"{directory.experiment_name}/{directory.trial_name}",
         evaluation=read_evaluation(directory.path),
     )
+
+
+def report(arguments: Sequence[str]) -> int:
+    """Say how well a run used what it held: `hpc-marl report EXP[/TRIAL] [--root DIR] [--json]`."""
+    parser = trial_parser("report", "Say how well a run used its CPUs, GPUs and memory, and what to change.")
+    parser.add_argument("--json", action="store_true", help="print plain values instead of tables")
+    options = parser.parse_args(arguments)
+
+    def body() -> int:
+        from hpc_marl.efficiency_report import make_report
+        from hpc_marl.efficiency_text import report_text, report_values
+        from hpc_marl.sizing_advice import advise
+        from hpc_marl.usage import gather_facts
+
+        facts = gather_facts(find_trial(options.reference, options.root))
+        made = make_report(facts)
+        made = replace(made, advice=advise(made, facts.config))
+        text = json.dumps(report_values(made), indent=2) + "\n" if options.json else report_text(made)
+        sys.stdout.write(text)
+        return 0
+
+    return run_command(body)
 
 
 def check_environment(arguments: Sequence[str]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 from hpc_marl.base.checkpoints import latest_checkpoint
@@ -13,6 +12,7 @@ from hpc_marl.config import ExperimentConfig
 from hpc_marl.control.controller import Verdict
 from hpc_marl.control.worker_state import WorkerStatus
 from hpc_marl.report import RunSummary, read_evaluation, summary_text
+from hpc_marl.usage import read_ledger
 
 
 def write_summary(
@@ -47,19 +47,9 @@ def write_summary(
         checkpoint=checkpoint.path if checkpoint else None,
         learning_curve=draw_learning_curve(directory) if rows else None,
         tensorboard=directory.metrics,
-        ledger=_ledger(directory),
+        ledger=read_ledger(directory),
         resume_command="" if finished or checkpoint is None else f"{command} resume=true",
     )
     sys.stdout.write(summary_text(summary))
     sys.stdout.flush()
     return evaluation.return_mean if evaluation else None
-
-
-def _ledger(directory: RunDirectory) -> dict[str, int]:
-    """Return the trainer's final ledger, in batches: produced, consumed, and dropped by reason."""
-    try:
-        totals = json.loads(directory.ledger_file.read_bytes())
-    except FileNotFoundError:
-        return {}
-    dropped = {f"dropped ({reason})": number for reason, number in totals["dropped"].items() if number}
-    return {"produced": totals["produced"], "consumed": totals["consumed"], **dropped}

@@ -42,6 +42,7 @@ def host_environment(seat: Seat, *, job_id: str, restarts: int, mark: str, has_g
         "PYTHONUNBUFFERED": "1",
         "HPC_MARL_NODE": seat.node_name,
         "HPC_MARL_JOB_ID": job_id,
+        "SLURM_CPUS_PER_TASK": str(seat.cpus),
         **({"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}),
         _MARK_VARIABLE: mark,
     }
