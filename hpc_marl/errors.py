@@ -15,10 +15,12 @@ HpcMarlError
 │   ├── UnknownCommandError
 │   ├── BadRequestError      the handler does not take these arguments
 │   ├── RemoteError          the handler raised; carries the remote traceback
-│   └── StalePeerError       the worker was replaced by a newer incarnation
+│   ├── StalePeerError       the worker was replaced by a newer incarnation
+│   └── NoControllerError    nobody drives the run, or who does cannot be reached from here
 ├── WorkerError
 │   └── InvalidTransitionError
 ├── CheckpointError
+├── FencedError              a newer epoch of the trainers has begun: this process writes nothing more
 ├── LaunchError              a job was refused, or a command of the cluster failed
 └── StreamError
 """
@@ -104,6 +106,10 @@ class StalePeerError(RpcError):
     """The request was addressed to an incarnation of the worker that is no more."""
 
 
+class NoControllerError(RpcError):
+    """Nobody drives the run, or who does cannot be reached from here; the message names the remedy."""
+
+
 class WorkerError(HpcMarlError):
     """A worker cannot do what was asked of it."""
 
@@ -114,6 +120,10 @@ class InvalidTransitionError(WorkerError):
 
 class CheckpointError(HpcMarlError):
     """No valid checkpoint where one was needed, or one could not be written."""
+
+
+class FencedError(HpcMarlError):
+    """A newer epoch of the trainers has begun: this process was replaced and must write nothing more."""
 
 
 class LaunchError(HpcMarlError):

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 from hpc_marl.base.checkpoints import latest_checkpoint
+from hpc_marl.base.epoch_fence import read_epoch
 from hpc_marl.base.launch_record import read_launch_record
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.config import ExperimentConfig
@@ -69,7 +70,7 @@ def require_not_running(directory: RunDirectory) -> None:
 
 
 def next_epoch(directory: RunDirectory, resume: bool) -> int:
-    """Return the epoch of a new launch: above that of every checkpoint.
+    """Return the epoch of a new launch: above that of every checkpoint, and of every life that wrote none.
 
     Raises:
         ConfigError: `resume`, and there is no valid checkpoint.
@@ -77,7 +78,7 @@ def next_epoch(directory: RunDirectory, resume: bool) -> int:
     found = latest_checkpoint(directory.checkpoints) if directory.checkpoints.is_dir() else None
     if resume and found is None:
         raise ConfigError(f"nothing to resume: {directory.checkpoints} has no valid checkpoint")
-    return 1 if found is None else found.epoch + 1
+    return max(0 if found is None else found.epoch, read_epoch(directory.epoch_file) or 0) + 1
 
 
 def _listed(names: list[str]) -> str:

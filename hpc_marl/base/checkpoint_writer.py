@@ -14,7 +14,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from hpc_marl.base.checkpoints import save_checkpoint
-from hpc_marl.errors import CheckpointError
+from hpc_marl.base.epoch_fence import EpochFence
+from hpc_marl.errors import CheckpointError, FencedError
 
 _log = logging.getLogger(__name__)
 
@@ -28,14 +29,16 @@ class CheckpointWriter:
         directory: where checkpoints go.
         epoch: the writer's right to write.
         keep: newest checkpoints to keep.
+        fence: says whether the writer still has that right; it is asked right before anything becomes visible.
 
     Attributes:
         last_path: the newest checkpoint written by this writer.
         failures: writes that failed; the checkpoint before stays valid and training goes on.
     """
 
-    def __init__(self, directory: Path, *, epoch: int, keep: int) -> None:
+    def __init__(self, directory: Path, *, epoch: int, keep: int, fence: EpochFence | None = None) -> None:
         self._directory, self._epoch, self._keep = directory, epoch, keep
+        self._require_right = (lambda: None) if fence is None else fence.require
         self.last_path: Path | None = None
         self.failures = 0
         self._changed = threading.Condition()
@@ -78,7 +81,10 @@ class CheckpointWriter:
                     tensors=tensors,
                     state=state,
                     keep=self._keep,
+                    require_right=self._require_right,
                 )
+            except FencedError as error:
+                _log.warning("checkpoint %d: %s", step, error)
             except CheckpointError as error:
                 self.failures += 1
                 _log.error("checkpoint %d was not written: %s", step, error)

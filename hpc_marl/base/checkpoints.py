@@ -24,7 +24,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ from hpc_marl.base.checkpoint_files import (
     write_file,
 )
 from hpc_marl.base.durable_files import sync_directory
-from hpc_marl.errors import CheckpointError
+from hpc_marl.errors import CheckpointError, FencedError
 
 _log = logging.getLogger(__name__)
 
@@ -100,6 +100,7 @@ def save_checkpoint(
     tensors: Mapping[str, Mapping[str, NDArray[Any]]],
     state: Mapping[str, Any],
     keep: int,
+    require_right: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write a checkpoint and return its directory.
 
@@ -112,9 +113,12 @@ def save_checkpoint(
         tensors: groups of named arrays, as {"model": {...}, "optim": {...}}; each group is one file.
         state: numbers, texts, and lists and mappings of them; random states go as ints or hex text.
         keep: how many of the newest to keep; older ones go only after this one was read back and verified.
+        require_right: raises FencedError where the writer was replaced; asked right before anything becomes visible
+            or is deleted.
 
     Raises:
         CheckpointError: the disk is full, broken or forbidden, or `state` is not plain; earlier ones stay.
+        FencedError: the writer was replaced; nothing of it is to be seen, or all of it is and nothing was deleted.
     """
     parent, entry = Path(directory), _Entry(epoch, step)
     path = parent / entry.name
@@ -122,18 +126,23 @@ def save_checkpoint(
     contents[MANIFEST] = sealed_manifest(step, epoch, contents)
     temporary = temporary_path(path)
     try:
+        require_right()
         _make_directory(parent)
         sweep_orphans(parent)
         if path.exists():
             if _damage(parent, entry) is None:
                 return path
-            _discard(path)
+            _discard(path, require_right)
         os.mkdir(temporary, 0o700)
         for name, content in contents.items():
             write_file(temporary / name, content)
         sync_directory(temporary)
+        require_right()
         os.rename(temporary, path)
         sync_directory(parent)
+    except FencedError:
+        remove_tree(temporary)
+        raise
     except OSError as error:
         remove_tree(temporary)
         raise CheckpointError(
@@ -144,7 +153,7 @@ def save_checkpoint(
             f"checkpoint {path} does not read back as written: {damage}; earlier ones are untouched"
         )
     try:
-        _tidy(parent, entry, keep)
+        _tidy(parent, entry, keep, require_right)
     except OSError as error:
         _log.warning("checkpoint %s is safe, but older ones could not be tidied up: %s", path, error)
     return path
@@ -239,25 +248,27 @@ def _looks_whole(parent: Path, entry: _Entry) -> bool:
         return False
 
 
-def _tidy(parent: Path, written: _Entry, keep: int) -> None:
+def _tidy(parent: Path, written: _Entry, keep: int, require_right: Callable[[], None]) -> None:
     """Move `latest` forward and delete what is older than the `keep` newest whole checkpoints."""
     entries = _entries(parent)
     if entries[0] > written:
         return  # a successor has written; what is here is no longer this writer's to tidy
     temporary = temporary_path(parent / _LATEST)
+    require_right()
     write_file(temporary, f"{written.name}\n".encode())
     os.replace(temporary, parent / _LATEST)
     sync_directory(parent)
     num_kept = 0
     for entry in entries:
         if num_kept >= keep:
-            _discard(parent / entry.name)
+            _discard(parent / entry.name, require_right)
         elif _looks_whole(parent, entry):
             num_kept += 1
 
 
-def _discard(path: Path) -> None:
+def _discard(path: Path, require_right: Callable[[], None]) -> None:
     """Delete a checkpoint; renamed first, so that a reader never meets half of one."""
+    require_right()
     doomed = temporary_path(path)
     os.rename(path, doomed)
     remove_tree(doomed)

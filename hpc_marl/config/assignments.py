@@ -71,6 +71,7 @@ class EvaluatorAssignment:
     """The evaluator's part."""
 
     seed: tuple[int, ...] = setting((0,), "entropy that training does not share")
+    epoch: int = setting(0, "the right to write the evaluation; a later epoch takes it away", low=0)
     env: EnvConfig = setting(EnvConfig(), "the environment")
     evaluation: EvaluationConfig = setting(EvaluationConfig(), "episodes to play")
 
@@ -102,7 +103,7 @@ def assignment(
         ),
         "trainer": lambda: _trainer(config, epoch, num_actors),
         "evaluator": lambda: EvaluatorAssignment(
-            seed=(config.seed, 2**31, int(index)), env=config.env, evaluation=config.evaluation
+            seed=(config.seed, 2**31, int(index)), epoch=epoch, env=config.env, evaluation=config.evaluation
         ),
     }
     if kind in config.extra_workers:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from hpc_marl.base.checkpoints import Checkpoint, latest_checkpoint
+from hpc_marl.base.epoch_fence import EpochFence
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.run_directory import RunDirectory, atomic_write
 from hpc_marl.config import EnvConfig, EvaluatorAssignment, build
@@ -108,6 +109,7 @@ class EvaluatorWorker(Worker):
                 f"nothing to evaluate: no valid checkpoint in {self._directory.checkpoints}"
             )
         self._checkpoint = checkpoint
+        self._fence = EpochFence(self._directory.epoch_file, assigned.epoch)
         self._greedy = assigned.evaluation.greedy
         num_envs = min(assigned.evaluation.num_envs, assigned.evaluation.episodes)
         self._player = make_player(
@@ -123,6 +125,9 @@ class EvaluatorWorker(Worker):
         assert self._player is not None, "configure() comes before start()"
         for _ in range(_STEPS_PER_POLL):
             if self._player.finished:
+                if not self._fence.holds():
+                    self.request_exit()
+                    return PollResult(idle=True)
                 self._write(self._player)
                 return PollResult(completed=True)
             self._player.step()

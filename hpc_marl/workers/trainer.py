@@ -4,6 +4,8 @@
 
 Backpressure: the receiver's byte credits are the only queue; while an update runs, actors fill what credit they have
 and then wait. Publishing and checkpoint writing never make the update wait.
+
+A trainer whose epoch is over (`EpochFence`) ends INTERRUPTED and leaves nothing behind that its successor also writes.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import msgspec
 from hpc_marl.base import names
 from hpc_marl.base.checkpoint_writer import CheckpointWriter
 from hpc_marl.base.checkpoints import latest_checkpoint
+from hpc_marl.base.epoch_fence import EpochFence
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.run_directory import RunDirectory, atomic_write
 from hpc_marl.base.telemetry import MetricsWriter
@@ -36,6 +39,9 @@ from hpc_marl.workers.progress import ProgressMeter
 _log = logging.getLogger(__name__)
 
 _WAIT_FOR_SAMPLES_S = 0.02
+_FENCE_INTERVAL_S = (
+    0.5  # a row of metrics or a version too many does no harm; checkpoints are fenced without delay
+)
 
 
 class TrainerWorker(Worker):
@@ -67,6 +73,7 @@ class TrainerWorker(Worker):
     def _configure(self, config: dict[str, Any]) -> None:
         self._config = build(TrainerAssignment, config)
         self._batches_per_update = self._config.batches_per_update
+        self._fence = EpochFence(self._run_directory.epoch_file, self._config.epoch)
 
     def _reconfigure(self, *, batches_per_update: int, gone: str = "") -> None:
         """An actor was given up: expect fewer batches, and none of incarnation `gone`."""
@@ -76,11 +83,14 @@ class TrainerWorker(Worker):
 
     def checkpoint(self) -> str:
         """RPC command: write a checkpoint now; return its path."""
+        self._fence.require()
         self._write_checkpoint(wait=True)
         assert self._checkpoint_writer is not None
         return str(self._checkpoint_writer.last_path)
 
     def _poll(self) -> PollResult:
+        if self._is_replaced(_FENCE_INTERVAL_S):
+            return self._end_replaced()
         if self._algorithm is None and not self._open():
             return PollResult(idle=True)
         assert self._receiver is not None
@@ -117,6 +127,8 @@ class TrainerWorker(Worker):
         batch = concatenate([received.batch for received in chosen])
         lag = self._policy_version - batch.policy_version.mean()
         learned = self._algorithm.update(batch, self._progress.env_steps)
+        if self._is_replaced(_FENCE_INTERVAL_S):
+            return self._end_replaced()
         self._policy_version += 1
         self._publisher.publish(self._policy_version, self._algorithm.actor_weights())
         self._progress.count(chosen, self._policy_version, float(lag))
@@ -149,7 +161,10 @@ class TrainerWorker(Worker):
         ledger = self._restore()
         self._metrics_writer = MetricsWriter(self._run_directory.metrics)
         self._checkpoint_writer = CheckpointWriter(
-            self._run_directory.checkpoints, epoch=config.epoch, keep=config.trainer.keep_checkpoints
+            self._run_directory.checkpoints,
+            epoch=config.epoch,
+            keep=config.trainer.keep_checkpoints,
+            fence=self._fence,
         )
         self._open_streams(spec, ledger)
         return True
@@ -225,15 +240,27 @@ class TrainerWorker(Worker):
     def _on_exit(self, status: WorkerStatus) -> None:
         if self._receiver is not None and self._checkpoint_writer is not None:
             self._drop_rest()
-            if (
-                status is not WorkerStatus.ERROR
-            ):  # what failed in mid-update must not become the newest checkpoint
+            # what failed in mid-update must not become the newest checkpoint
+            if status is not WorkerStatus.ERROR and not self._is_replaced(0.0):
                 self._write_checkpoint(wait=True)
             self._checkpoint_writer.close()
-            self._write_ledger()
+            if not self._is_replaced(0.0):
+                self._write_ledger()
         for stream in (self._publisher, self._receiver, self._metrics_writer):
             if stream is not None:
                 stream.close()
+
+    def _is_replaced(self, max_age_s: float) -> bool:
+        """Whether a newer epoch has begun; no, where the disk does not answer: nothing can be written then either."""
+        try:
+            return not self._fence.holds(max_age_s)
+        except OSError as error:
+            _log.warning("cannot read the trainers' epoch now: %s", error)
+            return False
+
+    def _end_replaced(self) -> PollResult:
+        self.request_exit()
+        return PollResult(idle=True)
 
     def _metrics(self) -> dict[str, float | int | str]:
         metrics = self._progress.summary()

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from hpc_marl.base.epoch_fence import write_epoch
 from hpc_marl.base.launch_record import LaunchRecord, write_launch_record
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.config import ExperimentConfig
@@ -85,3 +86,10 @@ def test_there_is_nothing_to_resume_without_a_checkpoint(tmp_path: Path) -> None
     assert next_epoch(directory, resume=False) == 1
     with pytest.raises(ConfigError, match="no valid checkpoint"):
         next_epoch(directory, resume=True)
+
+
+def test_a_launch_is_above_the_epochs_of_lives_that_left_no_checkpoint(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path, "exp", "trial")
+    directory.create()
+    write_epoch(directory.epoch_file, 7)
+    assert next_epoch(directory, resume=False) == 8
