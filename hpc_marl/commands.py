@@ -17,24 +17,64 @@ from hpc_marl.data.spaces import EnvSpec
 from hpc_marl.errors import ConfigError, HpcMarlError
 from hpc_marl.exit_codes import exit_code_of
 from hpc_marl.report import read_evaluation
-from hpc_marl.trial_reference import find_trial
+from hpc_marl.trial_reference import find_trial, find_trials
 
 LEARNING_CURVE_FILE = "learning_curve.png"
+LEARNING_CURVES_FILE = "learning_curves.png"
 
 
 def plot(arguments: Sequence[str]) -> int:
-    """Draw the learning curve of a run: `hpc-marl plot RUN_DIR [--output FILE]`."""
-    parser = argparse.ArgumentParser(prog="hpc-marl plot", description="Draw the learning curve of a run.")
-    parser.add_argument("run_dir", type=Path, help="ROOT/EXPERIMENT/TRIAL")
-    parser.add_argument("--output", type=Path, help=f"the PNG; default: RUN_DIR/{LEARNING_CURVE_FILE}")
+    """Draw the learning curves of a run or a sweep: `hpc-marl plot EXP[/TRIAL] [--root DIR] [--output FILE]`."""
+    parser = trial_parser(
+        "plot",
+        "Draw the learning curve of one run, or those of all trials of an experiment: the mean over seeds.",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help=f"the PNG; default: {LEARNING_CURVE_FILE} of the run, {LEARNING_CURVES_FILE} of the experiment",
+    )
     options = parser.parse_args(arguments)
-    try:
-        path = draw_learning_curve(RunDirectory.at(options.run_dir), options.output)
-    except HpcMarlError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return exit_code_of(error)
-    sys.stdout.write(f"{path}\n")
-    return 0
+
+    def body() -> int:
+        run = _run_directory(options.reference, options.root)
+        if run is not None:
+            path = draw_learning_curve(run, options.output)
+        else:
+            path = draw_learning_curves(find_trials(options.reference, options.root), options.output)
+        sys.stdout.write(f"{path}\n")
+        return 0
+
+    return run_command(body)
+
+
+def _run_directory(reference: str, root: str) -> RunDirectory | None:
+    """Return the one run that is meant, by EXP/TRIAL or its path; None where it is an experiment."""
+    for path in (Path(root).expanduser() / reference, Path(reference).expanduser()):
+        if (path / "metrics").is_dir() or (path / "launch.json").is_file():
+            return RunDirectory.at(path)
+    return None
+
+
+def draw_learning_curves(trials: Sequence[RunDirectory], output: Path | None = None) -> Path:
+    """Draw the learning curves of an experiment's trials and return the PNG's path.
+
+    Raises:
+        ConfigError: no trial has finished an episode yet.
+    """
+    from hpc_marl.sweep_plot import plot_learning_curves, trial_curve
+    from hpc_marl.usage import read_saved_settings
+
+    found = [
+        trial_curve(read_saved_settings(trial), read_metrics(trial.metrics / METRICS_FILE))
+        for trial in trials
+    ]
+    curves = [curve for curve in found if curve is not None]
+    experiment = trials[0].path.parent
+    if not curves:
+        raise ConfigError(f"none of the {len(trials)} trials in {experiment} has finished an episode yet")
+    path = output or experiment / LEARNING_CURVES_FILE
+    return plot_learning_curves(curves, path, title=experiment.name)
 
 
 def draw_learning_curve(directory: RunDirectory, output: Path | None = None) -> Path:

@@ -15,8 +15,10 @@ from hpc_marl.report import Evaluation
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+PANEL_COLOR = "#57606a"
+"""Of what is less important."""
+
 _RETURN_COLOR = "#1f6feb"
-_PANEL_COLOR = "#57606a"
 _EVALUATION_COLOR = "#d1242f"
 _TEXT_COLOR = "#24292f"
 _GRID_COLOR = "#d8dee4"
@@ -33,7 +35,7 @@ _PANELS = {
 
 _SMOOTHING_FRACTION = 0.03
 
-_STYLE: Any = {
+PLOT_STYLE: Any = {
     "font.size": 9,
     "font.family": "DejaVu Sans",
     "text.color": _TEXT_COLOR,
@@ -45,11 +47,12 @@ _STYLE: Any = {
     "axes.axisbelow": True,
     "grid.color": _GRID_COLOR,
     "grid.linewidth": 0.6,
-    "xtick.color": _PANEL_COLOR,
-    "ytick.color": _PANEL_COLOR,
+    "xtick.color": PANEL_COLOR,
+    "ytick.color": PANEL_COLOR,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
 }
+"""Settings of matplotlib within which every picture is drawn."""
 
 
 def plot_learning_curve(
@@ -71,8 +74,8 @@ def plot_learning_curve(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = [name for name in _PANELS if len(_series(rows, name)[0]) > 1]
-    with matplotlib.rc_context(_STYLE):
+    panels = [name for name in _PANELS if len(metric_series(rows, name)[0]) > 1]
+    with matplotlib.rc_context(PLOT_STYLE):
         num_panel_rows = -(-len(panels) // 3)
         figure = Figure(figsize=(9, 4.2 + 1.7 * num_panel_rows), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
@@ -80,7 +83,7 @@ def plot_learning_curve(
         _draw_return(figure.add_subplot(grid[0, :]), rows, title, evaluation)
         for position, name in enumerate(panels):
             axes = figure.add_subplot(grid[1 + position // 3, position % 3])
-            _draw_panel(axes, *_series(rows, name), title=_PANELS[name])
+            _draw_panel(axes, *metric_series(rows, name), title=_PANELS[name])
         figure.savefig(path, facecolor="white", metadata={"Software": "hpc_marl"})
     return Path(path)
 
@@ -102,7 +105,9 @@ def smooth(values: NDArray[np.float64], weights: NDArray[np.float64], window: in
     return averaged
 
 
-def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def metric_series(
+    rows: Sequence[Mapping[str, Any]], name: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return (env_steps, values) of the rows that have the metric."""
     found = [
         (row["env_steps"], row[name]) for row in rows if "env_steps" in row and row.get(name) is not None
@@ -111,31 +116,32 @@ def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[NDArray[np.fl
     return points[:, 0], points[:, 1]
 
 
-def _window(num_points: int) -> int:
+def smoothing_window(num_points: int) -> int:
+    """Return how many neighbours the moving average of a curve takes in: an odd number."""
     return 2 * int(_SMOOTHING_FRACTION * num_points / 2) + 1
 
 
 def _draw_return(
     axes: Axes, rows: Sequence[Mapping[str, Any]], title: str, evaluation: Evaluation | None
 ) -> None:
-    env_steps, returns = _series(rows, "episode_return")
+    env_steps, returns = metric_series(rows, "episode_return")
     weights = np.array(
         [row.get("num_episodes") or 1 for row in rows if row.get("episode_return") is not None], np.float64
     )
     if len(env_steps):
         axes.plot(env_steps, returns, color=_RETURN_COLOR, alpha=0.22, linewidth=0.8, label="each update")
-        smoothed = smooth(returns, weights, _window(len(returns)))
+        smoothed = smooth(returns, weights, smoothing_window(len(returns)))
         axes.plot(env_steps, smoothed, color=_RETURN_COLOR, linewidth=2.0, label="moving average")
     else:
         axes.text(
-            0.5, 0.5, "no episode has ended yet", transform=axes.transAxes, ha="center", color=_PANEL_COLOR
+            0.5, 0.5, "no episode has ended yet", transform=axes.transAxes, ha="center", color=PANEL_COLOR
         )
     if evaluation is not None:
         _draw_evaluation(axes, evaluation)
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=10)
     axes.set_ylabel("episode return")
     axes.set_xlabel("env_steps")
-    _format_steps(axes, np.append(env_steps, evaluation.env_steps if evaluation else ()))
+    format_steps(axes, np.append(env_steps, evaluation.env_steps if evaluation else ()))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best", frameon=False)
 
@@ -164,23 +170,24 @@ def _draw_panel(
 ) -> None:
     from matplotlib.ticker import EngFormatter, ScalarFormatter
 
-    axes.plot(env_steps, values, color=_PANEL_COLOR, alpha=0.25, linewidth=0.7)
-    smoothed = smooth(values, np.ones(len(values)), _window(len(values)))
-    axes.plot(env_steps, smoothed, color=_PANEL_COLOR, linewidth=1.3)
+    axes.plot(env_steps, values, color=PANEL_COLOR, alpha=0.25, linewidth=0.7)
+    smoothed = smooth(values, np.ones(len(values)), smoothing_window(len(values)))
+    axes.plot(env_steps, smoothed, color=PANEL_COLOR, linewidth=1.3)
     # A single spike, as the first update often has, must not flatten all the rest.
     low, high = np.percentile(values, [1, 99])
     if low == high:
         low, high = min(low, 0.0), max(high, 1.0)
     margin = 0.08 * (high - low)
     axes.set_ylim(low - margin, high + margin)
-    axes.set_title(title, loc="left", fontsize=9, color=_PANEL_COLOR)
+    axes.set_title(title, loc="left", fontsize=9, color=PANEL_COLOR)
     axes.tick_params(labelsize=7)
     axes.locator_params(nbins=4)
     axes.yaxis.set_major_formatter(EngFormatter(sep="") if high >= 10_000 else ScalarFormatter())
-    _format_steps(axes, env_steps)
+    format_steps(axes, env_steps)
 
 
-def _format_steps(axes: Axes, env_steps: NDArray[np.float64]) -> None:
+def format_steps(axes: Axes, env_steps: NDArray[np.float64]) -> None:
+    """Write the numbers of the step axis as 200k or 1.5M, and let it begin at 0."""
     from matplotlib.ticker import EngFormatter
 
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -82,6 +82,9 @@ def test_check_env_says_what_the_environment_is(
 
 
 def test_plot_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["plot", str(tmp_path), "--root", str(tmp_path)]) == 2
+    assert "there are: none" in capsys.readouterr().err
+    (tmp_path / "metrics").mkdir()
     assert main(["plot", str(tmp_path)]) == 2
     assert "no metrics/metrics.jsonl" in capsys.readouterr().err
     assert compose_experiment().root == "runs"
