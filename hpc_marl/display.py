@@ -10,7 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Progress:
         restarts: workers replaced so far.
         elapsed_s: time since the start of this command.
         eta_s: time left; None while the rate is not known.
+        waiting: why jobs have not started yet, by role; none where all have.
     """
 
     env_steps: int
@@ -59,6 +60,7 @@ class Progress:
     restarts: int
     elapsed_s: float
     eta_s: float | None
+    waiting: Mapping[str, str] = field(default_factory=dict)
 
 
 class Display(ABC):
@@ -71,6 +73,12 @@ class Display(ABC):
     @abstractmethod
     def event(self, text: str) -> None:
         """Show that something happened, in one line."""
+
+    def suspend(self) -> None:  # noqa: B027 - lines need nothing of the kind
+        """Give the terminal back for a question."""
+
+    def resume(self) -> None:  # noqa: B027 - lines need nothing of the kind
+        """Take the terminal again after `suspend`."""
 
     @abstractmethod
     def close(self) -> None:
@@ -171,6 +179,14 @@ class LiveDisplay(Display):
         self._events.append((self._progress.elapsed_s if self._progress else 0.0, text))
         self._draw()
 
+    def suspend(self) -> None:
+        """Leave the panel as it is; the cursor is below it."""
+        self._live.stop()
+
+    def resume(self) -> None:
+        """Draw a new panel below."""
+        self._live.start()
+
     def close(self) -> None:
         """Draw the last state and leave it."""
         if self._live.is_started:
@@ -211,6 +227,7 @@ def progress_line(progress: Progress, total_env_steps: int) -> str:
         f"ETA {_eta_text(progress)}",
         *worker_states(progress.workers),
     ]
+    parts += [f"{role}: {reasons}" for role, reasons in progress.waiting.items()]
     if progress.restarts:
         parts.append(f"{progress.restarts} restarts")
     return "  ".join(parts)
@@ -317,5 +334,7 @@ def _workers(progress: Progress) -> RenderableType:
             count = f"{number}/{total}" if position == 0 else f", {number}"
             text.append(f"{count} {status}", _STATUS_STYLES.get(status, ""))
         text.append("   ")
+    for role, reasons in progress.waiting.items():
+        text.append(f"{role}: {reasons}   ", "yellow")
     restarts_style = "yellow" if progress.restarts else "dim"
     return text.append(f"restarts {progress.restarts}", restarts_style)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class JobState(str, Enum):
@@ -52,7 +52,13 @@ class JobReport:
 
 
 class JobService(Protocol):
-    """Fills slots with host processes. For one thread; `poll` never blocks for long."""
+    """Fills slots with host processes. For one thread; `poll` never blocks for long.
+
+    Attributes:
+        plan: which job a slot belongs to (`hpc_marl.launch.Plan`); may be replaced by a larger one.
+    """
+
+    plan: Any
 
     def submit(self, slots: Iterable[int]) -> None:
         """Have these slots filled, by as few submissions as possible; each job is remembered on disk at once.

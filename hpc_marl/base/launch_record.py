@@ -37,6 +37,8 @@ class LaunchRecord(msgspec.Struct, frozen=True, kw_only=True):
     interface: str | None
     heartbeat_interval_s: float
     orphan_grace_s: float
+    host_grace_s: float = 30.0
+    """A host process that no controller speaks to for this long ends, and its job with it."""
     worker_kinds: dict[str, str] = {}
     """Kinds of the user's own: kind -> module:Class."""
     code_version: str = ""

@@ -7,6 +7,7 @@
         sample_stream/<trainer_name>
         parameter_stream/<trainer_name>
         inference_stream/<policy_name>
+        rendezvous/<epoch>/...        how the trainers of one epoch reach each other
 
 Keys are '/'-separated; one key may lie below another ('a/b' and 'a/b/c').
 """
@@ -63,6 +64,11 @@ def inference_root(experiment_name: str, trial_name: str) -> str:
 def inference_stream(experiment_name: str, trial_name: str, policy_name: str) -> str:
     """Where this policy worker answers observations with actions."""
     return f"{inference_root(experiment_name, trial_name)}/{policy_name}"
+
+
+def rendezvous(experiment_name: str, trial_name: str, epoch: int) -> str:
+    """Root of what the trainers of one epoch must know to reach each other; no other epoch reads it."""
+    return f"{trial(experiment_name, trial_name)}/rendezvous/{epoch}"
 
 
 def env_spec(experiment_name: str, trial_name: str) -> str:

@@ -42,13 +42,21 @@ class RunContext:
     incarnation: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @classmethod
-    def open(cls, run_directory: RunDirectory, run_uuid: str, *, interface: str | None) -> RunContext:
+    def open(
+        cls,
+        run_directory: RunDirectory,
+        run_uuid: str,
+        *,
+        interface: str | None,
+        port_range: tuple[int, ...] = (),
+    ) -> RunContext:
         """Load the keys and open the name service of a run that exists.
 
         Args:
             run_directory: of the trial.
             run_uuid: which run of it.
             interface: where to listen, as for `network.host_addresses`; None means this machine only.
+            port_range: first and last port to listen at; empty: any.
 
         Raises:
             SecurityError: the keys are missing, or others could have read or replaced them.
@@ -61,7 +69,7 @@ class RunContext:
             run_directory.experiment_name,
             run_directory.trial_name,
             FileNameResolver(make_private_directory(run_directory.names(run_uuid))),
-            SocketFactory(keyring),
+            SocketFactory(keyring, port_range=port_range),
             hosts,
         )
 

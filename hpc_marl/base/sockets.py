@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import random
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -69,6 +70,7 @@ class SocketFactory:
         max_message_bytes: largest message that sockets take unless said otherwise; a larger one ends its
             connection before any of it is stored.
         num_io_threads: libzmq threads, which also encrypt; one carries about 0.5 GB/s.
+        port_range: first and last port to bind where the caller names none; empty: any.
 
     Raises:
         SecurityError: libzmq is too old or lacks CURVE.
@@ -79,6 +81,7 @@ class SocketFactory:
         keyring: Keyring,
         max_message_bytes: int = CONTROL_MAX_MESSAGE_BYTES,
         num_io_threads: int = 1,
+        port_range: Sequence[int] = (),
     ) -> None:
         if zmq.zmq_version_info() < _MIN_LIBZMQ or not zmq.has("curve"):
             raise SecurityError(
@@ -87,6 +90,7 @@ class SocketFactory:
             )
         self.keyring = keyring
         self.max_message_bytes = max_message_bytes
+        self._port_range = tuple(port_range)
         self._pid = os.getpid()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(num_io_threads)
         self._context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
@@ -113,7 +117,7 @@ class SocketFactory:
         Args:
             kind: zmq.REP, ROUTER, XPUB, PUB or PULL.
             hosts: IPv4 addresses of this machine, at least one; never a wildcard.
-            port: 0 picks a free one.
+            port: 0 picks a free one, of the factory's range where it has one.
             server_keys: (public, secret) in Z85; None makes a fresh pair, as every incarnation should.
             max_message_bytes: largest frame accepted; None takes the factory's.
             options: further socket options such as zmq.RCVHWM; those that security rests on are refused.
@@ -127,7 +131,8 @@ class SocketFactory:
         _check_addresses(hosts)
         public, secret = server_keys or zmq.curve_keypair()
         self._start_authenticator()
-        num_trials = 1 if port else _NUM_PORT_TRIALS
+        ports = iter([port] if port else self._free_choices())
+        candidate = next(ports)
         while True:
             socket = self._new_socket(kind, max_message_bytes, options)
             socket.curve_secretkey = secret
@@ -135,14 +140,23 @@ class SocketFactory:
             socket.zap_domain = ZAP_DOMAIN
             socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)
             try:
-                return BoundSocket(socket, tuple(hosts), _bind_all(socket, hosts, port), public)
+                return BoundSocket(socket, tuple(hosts), _bind_all(socket, hosts, candidate), public)
             except zmq.ZMQError as error:
                 socket.close(linger=0)
-                num_trials -= 1
+                following = next(ports, None)
                 # A port that was free at the first address may be taken at the second: try another one.
-                if error.errno != errno.EADDRINUSE or not num_trials:
-                    place = f"{', '.join(hosts)} port {port or 'any'}"
+                if error.errno != errno.EADDRINUSE or following is None:
+                    choice = "-".join(map(str, self._port_range)) or "any"
+                    place = f"{', '.join(hosts)} port {port or choice}"
                     raise OSError(error.errno, f"cannot bind {place}: {error.strerror}") from error
+                candidate = following
+
+    def _free_choices(self) -> list[int]:
+        """Return the ports to try: 0, the system's choice, several times; or those of the range in random order."""
+        if not self._port_range:
+            return [0] * _NUM_PORT_TRIALS
+        first, last = self._port_range
+        return random.sample(range(first, last + 1), last + 1 - first)
 
     def connect(
         self,

@@ -145,7 +145,7 @@ class ControlConfig:
     )
     request_timeout_s: float = setting(60.0, "deadline of one command to a worker", unit="s", low=0.1)
     orphan_grace_s: float = setting(
-        30.0, "a worker that no controller speaks to for this long ends itself", unit="s", low=1
+        60.0, "a worker that no controller speaks to for this long ends itself", unit="s", low=1
     )
     stop_timeout_s: float = setting(
         10.0, "a stopping worker may take this long before it is killed", unit="s", low=0.1

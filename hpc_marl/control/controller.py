@@ -2,10 +2,11 @@
 
     launch -> register -> configure -> (quorum) start -> heartbeats ... trainer COMPLETED -> stop -> evaluate -> verdict
                  ^                                            |
-                 +------ relaunch <- fault_decision <- exit, silence, hang, error
+                 +------ relaunch <- fault_decision <- exit, silence, hang, error, place lost
 
 `step()` never blocks and is called a few times a second; all waiting is the caller's. Everything that is decided is
-decided by the pure machine in `worker_state`; this module only feeds it facts and carries out its actions.
+decided by the pure machine in `worker_state`; this module only feeds it facts and carries out its actions. One that
+takes a run over begins with what the one before left in `ControllerState`, and asks the workers for the rest.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Callable, Iterable, Mapping
 
 from hpc_marl.config import ExperimentConfig, assignment
+from hpc_marl.control.controller_state import ControllerState
+from hpc_marl.control.interfaces import Heartbeat
+from hpc_marl.control.membership import Membership
+from hpc_marl.control.verdict import Phase, Verdict
 from hpc_marl.control.worker_base import WorkerControlPanel
 from hpc_marl.control.worker_state import (
     Action,
@@ -29,43 +32,18 @@ from hpc_marl.control.worker_state import (
     heartbeat_event,
     transition,
 )
-from hpc_marl.control.worker_view import Launcher, WorkerView
+from hpc_marl.control.worker_view import Launcher, ProcessExit, WorkerView
 from hpc_marl.errors import HpcMarlError
+
+__all__ = ["EVALUATOR", "TRAINER", "Controller", "Phase", "Verdict"]
 
 _log = logging.getLogger(__name__)
 
 TRAINER = "trainer/0"
 EVALUATOR = "evaluator/0"
 _REFRESH_INTERVAL_S = 0.2  # listing the names of 1000 workers takes a tenth of a second
+_SLOW_REFRESH_INTERVAL_S = 2.0  # while only jobs in the queue are awaited, which may take hours
 _ENDED = (WorkerStatus.COMPLETED, WorkerStatus.INTERRUPTED, WorkerStatus.ERROR, WorkerStatus.LOST)
-
-
-class Phase(str, Enum):
-    """Where the run stands."""
-
-    STARTING = "starting"
-    TRAINING = "training"
-    EVALUATING = "evaluating"
-    FINISHED = "finished"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How a run ended.
-
-    Attributes:
-        status: COMPLETED, INTERRUPTED or ERROR.
-        reason: one sentence for the person who started it.
-        exit_code: 0, 130 (interrupted) or 1.
-    """
-
-    status: WorkerStatus
-    reason: str
-
-    @property
-    def exit_code(self) -> int:
-        """The process's exit code."""
-        return {WorkerStatus.COMPLETED: 0, WorkerStatus.INTERRUPTED: 130}.get(self.status, 1)
 
 
 class Controller:
@@ -76,12 +54,17 @@ class Controller:
         workers: one view of every worker that trains, not yet launched.
         panel: how to speak to them.
         launcher: how to start and end their processes.
-        epoch: the trainer's right to write in its first life; grows with every further one.
+        epoch: the trainers' right to write in their first life; grows with every further one.
+        grant: makes a new epoch known before its trainers start, which ends the rights of the one before.
+        adopt: what the controller before this one left behind.
         clock: monotonic seconds.
 
     Attributes:
         workers: what is known of every worker, by name.
         phase: where the run stands.
+        is_paused: whether the user has paused the run.
+        num_actors: actors that are wanted.
+        epoch: the trainers' newest right to write.
         restarts: processes launched again.
         events: sentences about what happened, for the display; the oldest are forgotten.
     """
@@ -94,15 +77,21 @@ class Controller:
         launcher: Launcher,
         *,
         epoch: int,
+        grant: Callable[[int], None] = lambda epoch: None,
+        adopt: ControllerState | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.workers = {worker.name: worker for worker in workers}
         self.phase = Phase.STARTING
+        self.is_paused = False
         self.restarts = 0
         self.events: deque[str] = deque(maxlen=1000)
         self._config, self._panel, self._launcher, self._clock = config, panel, launcher, clock
-        self._epoch = epoch
+        self._grant, self.epoch = grant, epoch
+        self.num_actors = sum(worker.kind == "actor" for worker in self.workers.values())
+        self._membership = Membership(config, panel, launcher)
         self._verdict: Verdict | None = None
+        self._adopted = adopt
         self._next_keepalive_s = 0.0
         self._next_refresh_s = 0.0
         self._actions: dict[Action, Callable[[WorkerView], None]] = {
@@ -115,20 +104,91 @@ class Controller:
         }
 
     def launch(self) -> None:
-        """Launch every worker."""
-        for worker in self.workers.values():
-            self._launch(worker)
+        """Launch every worker, or take over those that another controller has launched."""
+        if self._adopted is not None:
+            self._adopt(self._adopted)
+        self._grant(self.epoch)
+        for worker in list(self.workers.values()):
+            if worker.is_wanted:
+                adopted = worker.adopted
+                self._launch(worker)
+                worker.adopted = adopted
 
     def step(self) -> Verdict | None:
         """Take in what happened and do what is due; return the verdict once the run is over."""
-        self._take_registrations()
-        self._take_heartbeats()  # before exits: a last heartbeat says why
+        self._observe()  # before exits: a last heartbeat says why
         self._take_exits()
         self._take_replies()
         self._relaunch_due()
         self._start_due()
+        self._membership.update(self.workers)
+        self._give_up_hopeless()
         self._keep_alive()
         return self._verdict
+
+    def pause(self) -> None:
+        """Have everybody stand still after what they are at; `resume` goes on."""
+        self.is_paused = True
+        for worker in self.workers.values():
+            if worker.started and worker.is_live:
+                self._panel.async_request(
+                    worker.name, "pause", timeout=self._config.control.request_timeout_s
+                )
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self.is_paused = False
+        for worker in self.workers.values():
+            if worker.started and worker.is_live:
+                self._panel.async_request(
+                    worker.name, "start", timeout=self._config.control.request_timeout_s
+                )
+
+    def scale(self, actors: Iterable[WorkerView]) -> list[str]:
+        """Have exactly these actors take part: those that are new start, others leave after what they are at.
+
+        Args:
+            actors: a view of each, not yet launched; of one that takes part already it is ignored.
+
+        Returns:
+            the actors that leave.
+        """
+        wanted = {actor.name: actor for actor in actors}
+        leaving = [
+            w for w in self.workers.values() if w.kind == "actor" and w.is_wanted and w.name not in wanted
+        ]
+        for worker in leaving:
+            worker.drained = True
+            if worker.incarnation:
+                self._panel.async_request(worker.name, "exit", timeout=self._config.control.request_timeout_s)
+            else:
+                self._launcher.kill(worker.name)
+        for name, fresh in wanted.items():
+            known = self.workers.get(name)
+            if known is not None and known.is_wanted:
+                continue
+            if known is not None:
+                fresh.life = known.life + 1
+            self.workers[name] = fresh
+            self._launch(fresh)
+        self.num_actors = len(wanted)
+        self._say(f"{len(wanted)} actors are wanted now")
+        return [worker.name for worker in leaving]
+
+    def state(self, run_uuid: str, elapsed_s: float) -> ControllerState:
+        """Return what a successor must know."""
+        views = self.workers.values()
+        return ControllerState(
+            run_uuid=run_uuid,
+            phase=self.phase.value,
+            epoch=self.epoch,
+            actors=self.num_actors,
+            lives={worker.name: worker.life for worker in views},
+            restarts={worker.name: worker.restarts for worker in views if worker.restarts},
+            given_up=[worker.name for worker in views if worker.given_up],
+            elapsed_s=elapsed_s,
+            is_paused=self.is_paused,
+        )
 
     def stop(self, verdict: Verdict | None = None) -> None:
         """Ask every worker to exit, producers first, and kill those that do not in time.
@@ -138,7 +198,7 @@ class Controller:
         self.phase = Phase.FINISHED
         if verdict is not None:
             self._verdict = verdict
-        last = [name for name in self.workers if name == TRAINER]
+        last = [name for name in self.workers if self.workers[name].kind == "trainer"]
         first = [name for name in self.workers if name not in last]
         for names in (first, last):
             self._exit_and_wait(names)
@@ -154,43 +214,65 @@ class Controller:
         for action in actions:
             self._actions[action](worker)
 
-    def _take_exits(self) -> None:
-        for name, code in self._launcher.exits():
-            if (worker := self.workers.get(name)) is not None:
-                if code:
-                    worker.last_error = worker.last_error or _exit_text(code)
-                self._feed(worker, exit_event(code))
+    def _observe(self) -> None:
+        """Take in names and heartbeats; names are looked for only while somebody is awaited."""
+        registered = self._registered()
+        beats = self._panel.heartbeats()
+        self._launcher.step(registered, beats)
+        self._take_registrations(registered)
+        self._take_heartbeats(beats)
 
-    def _take_registrations(self) -> None:
-        """Connect to workers whose name entry is new; only while somebody is expected.
+    def _registered(self) -> Mapping[str, str]:
+        awaited = any(
+            worker.is_wanted and not worker.configured and not self._launcher.waiting_for(worker.name)
+            for worker in self.workers.values()
+        )
+        now = self._clock()
+        if not (awaited or self._launcher.expects_hosts()) or now < self._next_refresh_s:
+            return {}
+        self._next_refresh_s = now + (_REFRESH_INTERVAL_S if awaited else _SLOW_REFRESH_INTERVAL_S)
+        return self._panel.refresh()
+
+    def _take_exits(self) -> None:
+        for exit_ in self._launcher.exits():
+            if (worker := self.workers.get(exit_.worker_name)) is not None:
+                self._take_exit(worker, exit_)
+
+    def _take_exit(self, worker: WorkerView, exit_: ProcessExit) -> None:
+        worker.displaced = exit_.displaced
+        if exit_.code:
+            worker.last_error = exit_.displaced or worker.last_error or _exit_text(exit_.code)
+        self._feed(worker, exit_event(exit_.code))
+
+    def _take_registrations(self, registered: Mapping[str, str]) -> None:
+        """Connect to workers whose name entry is new.
 
         A worker that was killed before it was connected leaves an entry behind that looks new; so this goes on until
         everybody has answered.
         """
-        if all(worker.configured or worker.given_up for worker in self.workers.values()):
-            return
-        if self._clock() < self._next_refresh_s:
-            return
-        self._next_refresh_s = self._clock() + _REFRESH_INTERVAL_S
-        for name, incarnation in self._panel.refresh().items():
+        for name, incarnation in registered.items():
             worker = self.workers.get(name)
-            if worker is None or worker.relaunch_s is not None or worker.given_up:
+            if worker is None or worker.relaunch_s is not None or not worker.is_wanted:
                 continue
             if incarnation != worker.incarnation:
                 worker.incarnation = incarnation
                 self._feed(worker, Event.REGISTERED)
+        now = self._clock()
         for worker in self.workers.values():
-            waited = self._clock() - worker.launched_s
             expected = (
                 worker.status is WorkerStatus.UNKNOWN and worker.relaunch_s is None and not worker.incarnation
             )
-            if expected and waited > self._config.control.connect_timeout_s:
+            if not expected or not worker.is_wanted:
+                continue
+            if self._launcher.waiting_for(worker.name):
+                worker.launched_s = now  # the queue's time is not the worker's
+            elif (waited := now - worker.launched_s) > self._config.control.connect_timeout_s:
                 worker.last_error = f"did not register within {waited:.0f} s"
                 self._feed(worker, Event.HEARTBEAT_LOST)
 
-    def _take_heartbeats(self) -> None:
+    def _take_heartbeats(self, beats: Mapping[str, Heartbeat]) -> None:
         control = self._config.control
-        for name, beat in self._panel.heartbeats().items():
+        for name, beat in beats.items():
             worker = self.workers.get(name)
             if worker is None or beat.incarnation != worker.incarnation or not worker.incarnation:
                 continue
@@ -199,8 +281,10 @@ class Controller:
                 worker.last_error = beat.error
             self._feed(worker, heartbeat_event(beat.status))
             if beat.age_s > control.heartbeat_timeout_s:
-                worker.last_error = f"silent for {beat.age_s:.0f} s"
-                self._feed(worker, Event.HEARTBEAT_LOST)
+                # Where its host is silent too, the network is to blame: wait whether they come back.
+                if self._launcher.is_reachable(name):
+                    worker.last_error = f"silent for {beat.age_s:.0f} s"
+                    self._feed(worker, Event.HEARTBEAT_LOST)
             elif worker.is_live and beat.progress_age_s > control.hang_timeout_s:
                 worker.last_error = f"its loop stood still for {beat.progress_age_s:.0f} s"
                 self._feed(worker, Event.HUNG)
@@ -211,13 +295,36 @@ class Controller:
                 continue
             (command, reply), worker.pending = worker.pending, None
             try:
-                reply.result(timeout=0)
+                answer = reply.result(timeout=0)
             except HpcMarlError as error:
                 # The process's exit or its silence says whether it lives; what it answered says why it failed.
                 worker.last_error = str(error)
                 self._say(f"{worker.name} did not {command}: {error}")
                 continue
-            self._feed(worker, Event.CONFIGURED if command == "configure" else Event.STARTED)
+            if command == "status":
+                self._take_adopted(worker, answer)
+            else:
+                self._feed(worker, Event.CONFIGURED if command == "configure" else Event.STARTED)
+
+    def _take_adopted(self, worker: WorkerView, answer: Mapping[str, object]) -> None:
+        """A worker of the controller before says how far it is."""
+        worker.adopted = False
+        if answer["configured"]:
+            worker.configured = True
+            worker.started = answer["status"] != WorkerStatus.READY.value
+        else:
+            self._send_configure(worker)
+
+    def _adopt(self, left: ControllerState) -> None:
+        self.phase, self.epoch, self.is_paused = Phase(left.phase), left.epoch, left.is_paused
+        if self.phase is Phase.EVALUATING:
+            self.workers[EVALUATOR] = _evaluator()
+        for name, worker in self.workers.items():
+            worker.adopted = name in left.lives
+            worker.life, worker.restarts = left.lives.get(name, 0), left.restarts.get(name, 0)
+            worker.given_up = name in left.given_up
+            if self.phase is Phase.EVALUATING and name != EVALUATOR:
+                worker.drained = True
 
     # ---- actions --------------------------------------------------------------------------------------------------
 
@@ -231,9 +338,16 @@ class Controller:
             self._launcher.kill(worker.name)
 
     def _send_configure(self, worker: WorkerView) -> None:
+        if worker.adopted:
+            self._send(worker, "status")
+            return
+        views = self.workers.values()
+        actors = len(self._membership.counted(views))
         config = assignment(
-            self._config, worker.name, epoch=self._epoch, life=worker.life, num_actors=self._num_actors()
+            self._config, worker.name, epoch=self.epoch, life=worker.life, num_actors=max(actors, 1)
         )
+        if worker.kind == "trainer":
+            config["batches_per_update"] = self._membership.share(worker, views)
         self._send(worker, "configure", config=config)
 
     def _mark_configured(self, worker: WorkerView) -> None:
@@ -246,13 +360,15 @@ class Controller:
     def _start_due(self) -> None:
         """Start configured workers; nobody before the quorum is there."""
         if self.phase is Phase.STARTING:
-            actors = [worker for worker in self.workers.values() if worker.kind == "actor"]
+            actors = [w for w in self.workers.values() if w.kind == "actor" and w.is_wanted]
             needed = [worker for worker in self.workers.values() if worker.kind != "actor"]
             configured = sum(worker.configured for worker in actors)
             if not all(worker.configured for worker in needed) or configured < self._config.actors.min_actors:
                 return
             self.phase = Phase.TRAINING
             self._say(f"training starts with {configured} of {len(actors)} actors")
+        if self.is_paused:
+            return
         for worker in self.workers.values():
             if worker.configured and not worker.started and worker.pending is None and worker.is_live:
                 worker.started = True
@@ -262,55 +378,99 @@ class Controller:
         if self.phase is Phase.FINISHED:
             self._say(f"{worker.name} {worker.status.value} while stopping: {worker.last_error}")
             return
-        if worker.relaunch_s is not None:
+        if worker.relaunch_s is not None or not worker.is_wanted:
             return
         self._panel.disconnect(worker.name)
         worker.end_life()
-        decision = fault_decision(
-            worker.kind,
-            restarts=worker.max_restarts - worker.restarts_left,
-            max_restarts=worker.max_restarts,
-            live_actors=sum(other.is_live for other in self.workers.values() if other.kind == "actor"),
-            min_actors=self._config.actors.min_actors,
-        )
         ended = f"{worker.name} {worker.status.value}{': ' + worker.last_error if worker.last_error else ''}"
+        # Who was told to end, by a signal or by losing its place, has not failed.
+        excused = bool(worker.displaced) or worker.status is WorkerStatus.INTERRUPTED
+        decision = FaultDecision.RESPAWN
+        if not excused:
+            decision = fault_decision(
+                worker.kind,
+                restarts=worker.max_restarts - worker.restarts_left,
+                max_restarts=worker.max_restarts,
+                live_actors=self._num_live_actors(),
+                min_actors=self._config.actors.min_actors,
+            )
         if decision is FaultDecision.RESPAWN:
-            worker.schedule_relaunch(self._clock())
-            self._say(f"{ended}; it is started again")
+            worker.schedule_relaunch(self._clock(), displaced=excused)
+            if not worker.displaced:  # a lost place is told once, not for each of its workers
+                self._say(f"{ended}; it is started again")
+            self._restart_fellows(worker)
         elif decision is FaultDecision.CONTINUE_WITHOUT:
             self._say(f"{ended}; training goes on without it")
             self._feed(worker, Event.GIVEN_UP)
         else:
             self._verdict = Verdict(WorkerStatus.ERROR, f"{ended}; the run cannot go on without it")
 
+    def _restart_fellows(self, worker: WorkerView) -> None:
+        """Trainers share every update: where one ends, all go on together from the last checkpoint."""
+        if worker.kind != "trainer":
+            return
+        for fellow in self._trainers():
+            if fellow.relaunch_s is None and fellow.status is not WorkerStatus.COMPLETED:
+                self._launcher.interrupt(fellow.name)
+                fellow.last_error = f"restarts with {worker.name}"
+                self._feed(fellow, Event.PROCESS_INTERRUPTED)
+
     def _relaunch_due(self) -> None:
-        now = self._clock()
+        trainers = self._trainers()
         for worker in self.workers.values():
-            if worker.relaunch_s is None or now < worker.relaunch_s or self._verdict is not None:
+            if worker.relaunch_s is None or self._verdict is not None or not self._may_relaunch(worker):
                 continue
-            if self._launcher.is_alive(worker.name):
-                if now < worker.relaunch_s + self._config.control.stop_timeout_s:
-                    continue
-                self._launcher.kill(worker.name)
-            self.restarts += 1
-            worker.last_error = ""
-            if worker.name == TRAINER:
-                self._epoch += 1
-            self._launch(worker)
-            self._feed(worker, Event.RESPAWNED)
+            if worker.kind != "trainer":
+                self._relaunch(worker)
+            elif all(t.relaunch_s is not None and self._may_relaunch(t) for t in trainers):
+                self.epoch += 1
+                self._grant(self.epoch)
+                for trainer in trainers:
+                    self._relaunch(trainer)
+
+    def _may_relaunch(self, worker: WorkerView) -> bool:
+        """Whether it is time to, and the process before is gone."""
+        now = self._clock()
+        assert worker.relaunch_s is not None
+        if now < worker.relaunch_s:
+            return False
+        if self._launcher.is_alive(worker.name):
+            if now < worker.relaunch_s + self._config.control.stop_timeout_s:
+                return False
+            self._launcher.kill(worker.name)
+        return True
+
+    def _relaunch(self, worker: WorkerView) -> None:
+        self.restarts += 1
+        worker.last_error = worker.displaced = ""
+        self._launch(worker)
+        self._feed(worker, Event.RESPAWNED)
 
     def _forget(self, worker: WorkerView) -> None:
         worker.given_up = True
-        if worker.kind == "actor" and self.workers[TRAINER].is_live:
-            batches = (
-                self._config.trainer.batches_per_update or self._num_actors() * self._config.actors.num_groups
-            )
-            self._panel.async_request(
-                TRAINER, "reconfigure", batches_per_update=batches, gone=worker.last_incarnation
-            )
 
-    def _num_actors(self) -> int:
-        return sum(worker.kind == "actor" and not worker.given_up for worker in self.workers.values())
+    def _give_up_hopeless(self) -> None:
+        """See who waits for a place that will not come."""
+        if self.phase is Phase.FINISHED or self._verdict is not None:
+            return
+        for worker in self.workers.values():
+            if (
+                not worker.is_wanted
+                or worker.incarnation
+                or not (why := self._launcher.hopeless(worker.name))
+            ):
+                continue
+            if worker.kind == "actor" and self._num_live_actors() >= self._config.actors.min_actors:
+                worker.given_up = True
+                self._say(f"{worker.name}: {why}; training goes on without it")
+            else:
+                self._verdict = Verdict(WorkerStatus.ERROR, f"{worker.name}: {why}")
+
+    def _num_live_actors(self) -> int:
+        return sum(worker.is_live for worker in self.workers.values() if worker.kind == "actor")
+
+    def _trainers(self) -> list[WorkerView]:
+        return [worker for worker in self.workers.values() if worker.kind == "trainer"]
 
     def _check_run(self, worker: WorkerView) -> None:
         """The trainer's end ends training; the evaluator's end ends the run."""
@@ -322,9 +482,11 @@ class Controller:
     def _evaluate(self) -> None:
         self._say("training is complete; evaluating")
         self.stop()
+        for worker in self.workers.values():
+            worker.drained = True
+        self._launcher.release_actors()
         self.phase = Phase.EVALUATING
-        evaluator = WorkerView(EVALUATOR, max_restarts=2, num_threads=1)
-        self.workers[EVALUATOR] = evaluator
+        self.workers[EVALUATOR] = evaluator = _evaluator()
         self._launch(evaluator)
 
     def _exit_and_wait(self, names: list[str]) -> None:
@@ -336,7 +498,7 @@ class Controller:
             self._panel.group_request("exit", worker_names=connected, timeout=control.stop_timeout_s)
         deadline = self._clock() + control.stop_timeout_s
         while any(self._launcher.is_alive(name) for name in connected) and self._clock() < deadline:
-            self._take_heartbeats()
+            self._observe()
             time.sleep(0.02)
         self._take_exits()
         for name in names:
@@ -358,6 +520,10 @@ class Controller:
     def _say(self, text: str) -> None:
         _log.info("%s", text)
         self.events.append(text)
+
+
+def _evaluator() -> WorkerView:
+    return WorkerView(EVALUATOR, max_restarts=2, num_threads=1)
 
 
 def _exit_text(code: int) -> str:

@@ -139,6 +139,7 @@ class ZmqWorkerControl(WorkerControlPanel):
         context: names, keys and sockets of the run, which stay the caller's to close; None: the process-wide
             name service (`name_resolve.configure`) and this user's `default_keyring()`.
         timeout: deadline [s] of a request that does not say its own.
+        ignore: names that are not workers of this panel, such as the controller's own.
     """
 
     def __init__(
@@ -148,7 +149,9 @@ class ZmqWorkerControl(WorkerControlPanel):
         context: RunContext | None = None,
         *,
         timeout: float = 30.0,
+        ignore: Iterable[str] = (),
     ) -> None:
+        self._ignored = frozenset(ignore)
         self._owns_sockets = context is None
         self._context = context_of_trial(experiment_name, trial_name, context)
         self._timeout_s = timeout
@@ -193,8 +196,9 @@ class ZmqWorkerControl(WorkerControlPanel):
     def refresh(self) -> dict[str, str]:
         """Look who is registered now; see `WorkerControlPanel.refresh`."""
         for key in self._context.resolver.find_subtree(self._root):
-            if (record := self._lookup(key)) is not None:
-                self._take(key.removeprefix(self._root + "/"), record)
+            name = key.removeprefix(self._root + "/")
+            if name not in self._ignored and (record := self._lookup(key)) is not None:
+                self._take(name, record)
         return {name: peer.incarnation for name, peer in self._peers.items()}
 
     def disconnect(self, worker_name: str) -> None:

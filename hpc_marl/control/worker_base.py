@@ -182,12 +182,24 @@ class Worker(ABC):
     def _on_exit(self, status: WorkerStatus) -> None:  # noqa: B027 - a hook that may stay empty
         """Release what the worker holds; called once, whatever the reason, which `status` says."""
 
+    def _report_now(self) -> None:
+        """Send a heartbeat with fresh metrics, without waiting for the next one to be due."""
+        self._refresh_metrics()
+        self._server.set_status(self._status)
+
     def _metrics(self) -> Metrics:
         """Return the numbers and words that heartbeats shall carry.
 
         Called a few times a second, also before `_configure` and once after `_on_exit`.
         """
         return {}
+
+    def _look_around(self, silence_s: float) -> None:  # noqa: B027 - a hook that may stay empty
+        """Called in every turn of the loop, whatever the status.
+
+        Args:
+            silence_s: since the last request, or since the loop began.
+        """
 
     def _set_phase(self, phase: str) -> None:
         """Say in heartbeats what is going on, before something takes long."""
@@ -210,6 +222,7 @@ class Worker(ABC):
             elif self._orphan_grace_s is not None and now - last_request > self._orphan_grace_s:
                 _logger.warning("%s: no request for %.1f s: ending", self.name, now - last_request)
                 self._apply(Event.ORPHANED)
+            self._look_around(now - last_request)
             if now >= next_metrics:
                 self._refresh_metrics()
                 next_metrics = now + _METRICS_INTERVAL_S

@@ -34,7 +34,7 @@ def job_directives(
     working_directory: str,
     dependency: str = "",
     parallelism: int | None = None,
-    is_first_component: bool = True,
+    component: int | None = None,
 ) -> Directives:
     """Return the directives of a job, or of one component of a heterogeneous job.
 
@@ -45,7 +45,7 @@ def job_directives(
         working_directory: the job's: user modules are found there.
         dependency: as for `sbatch --dependency`; "" for none.
         parallelism: most elements of the job array that run at once; None: all.
-        is_first_component: False for the later components of a heterogeneous job.
+        component: which one of a heterogeneous job; None: it is none.
 
     Raises:
         ConfigError: a directive of the site's cannot stand in a script.
@@ -56,7 +56,7 @@ def job_directives(
         "chdir": working_directory,
         "output": f"{directory.logs / 'jobs'}/".replace("%", "%%") + f"%x.{pattern}.out",
         "open-mode": "append",
-        **_shape(job),
+        **_shape(job, is_component=component is not None),
         **_gpus(job, cluster),
         "time": job.time_limit,
         "partition": job.partition,
@@ -69,7 +69,7 @@ def job_directives(
     }
     if job.is_array:
         ours["array"] = f"0-{len(job.slots) - 1}" + (f"%{parallelism}" if parallelism else "")
-    if not is_first_component:
+    if component:
         ours = {key: value for key, value in ours.items() if key not in _FIRST_COMPONENT_ONLY}
     role = cluster.core_directives if job.role == "core" else cluster.actor_directives
     return _with_site({}, ours, cluster.directives, role)
@@ -87,7 +87,7 @@ def directive_lines(directives: Directives) -> list[str]:
     ]
 
 
-def _shape(job: Job) -> dict[str, Any]:
+def _shape(job: Job, is_component: bool) -> dict[str, Any]:
     """Nodes, tasks, CPUs and memory."""
     count = len(job.slots)
     shape: dict[str, Any]
@@ -97,12 +97,12 @@ def _shape(job: Job) -> dict[str, Any]:
     else:
         shape = {"ntasks": 1 if job.is_array else count}
     shape["cpus-per-task"] = job.cpus
-    if job.memory_mb is not None:
-        if "nodes" in shape or job.is_array:
-            shape["mem"] = f"{job.memory_mb}M"
-        else:
-            # --mem is a node's, and how many of the tasks come to one node is not known.
-            shape["mem-per-cpu"] = f"{math.ceil(job.memory_mb / job.cpus)}M"
+    if job.memory_mb is not None and is_component:
+        # --mem is a node's, and how many tasks come to one node is not known; sbatch takes only one of the two for
+        # all components.
+        shape["mem-per-cpu"] = f"{math.ceil(job.memory_mb / job.cpus)}M"
+    elif job.memory_mb is not None:
+        shape["mem"] = f"{job.memory_mb}M"
     return shape
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import re
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,7 @@ def script_text(
     *,
     working_directory: str,
     dependency: str = "",
+    arguments: Sequence[str] = (),
 ) -> str:
     """Return the script that `sbatch` gets.
 
@@ -112,43 +113,40 @@ def script_text(
         directory: of the run.
         working_directory: the jobs' working directory, where user modules are found.
         dependency: as for `sbatch --dependency`; "" for none.
+        arguments: of the interpreter in every task; empty: those that make it the host process of its slot.
 
     Raises:
         ConfigError: a directive or variable of the site's cannot stand in a script.
     """
-    lines = ["#!/bin/bash"]
-    for i, job in enumerate(submission.jobs):
-        if i:
-            lines.append("#SBATCH hetjob")
-        lines += directive_lines(
-            job_directives(
-                job,
-                cluster,
-                directory,
-                working_directory=working_directory,
-                dependency=dependency,
-                parallelism=submission.parallelism,
-                is_first_component=i == 0,
-            )
+    directives = [
+        job_directives(
+            job,
+            cluster,
+            directory,
+            working_directory=working_directory,
+            dependency=dependency,
+            parallelism=submission.parallelism,
+            component=i if submission.is_heterogeneous else None,
         )
-    lines += ["", *cluster.setup, *_environment_lines(cluster)]
+        for i, job in enumerate(submission.jobs)
+    ]
+    lines = ["#!/bin/bash", *directive_lines(directives[0])]
+    for component in directives[1:]:
+        lines += ["#SBATCH hetjob", *directive_lines(component)]
+    lines += ["", *cluster.setup, *_environment_lines(cluster), ""]
     commands = [
-        _srun(job, cluster, directory, i if submission.is_heterogeneous else None)
+        _srun(
+            job,
+            cluster,
+            arguments or _host_arguments(job, directory),
+            directives[i].get("cpus-per-task"),
+            i if len(directives) > 1 else None,
+        )
         for i, job in enumerate(submission.jobs)
     ]
     if not submission.is_heterogeneous:
-        # Since 22.05 srun no longer inherits sbatch's --cpus-per-task.
-        return "\n".join(
-            [*lines, f"export SRUN_CPUS_PER_TASK={submission.jobs[0].cpus}", "", commands[0], ""]
-        )
-    first, *others = commands
-    lines += [
-        "unset SRUN_CPUS_PER_TASK",
-        "",
-        f"{first} &",
-        "first=$!",
-        *(f"{command} &" for command in others),
-    ]
+        return "\n".join([*lines, *commands, ""])
+    lines += [f"{commands[0]} &", "first=$!", *(f"{command} &" for command in commands[1:])]
     return "\n".join([*lines, 'wait "$first"', "status=$?", "wait", 'exit "$status"', ""])
 
 
@@ -167,15 +165,29 @@ def _export(name: str, value: Any) -> str:
     return f"unset {name}" if value is None else f"export {name}={shlex.quote(str(value))}"
 
 
-def _srun(job: Job, cluster: ClusterConfig, directory: RunDirectory, het_group: int | None) -> str:
-    options = ["--unbuffered", f"--cpus-per-task={job.cpus}", "--cpu-bind=none"]
-    if het_group is not None:
-        options.insert(0, f"--het-group={het_group}")
+def _host_arguments(job: Job, directory: RunDirectory) -> list[str]:
+    slots = ",".join(str(slot.index) for slot in job.slots)
+    return ["-m", "hpc_marl.workers", "host", "--run-dir", str(directory.path), "--slots", slots]
+
+
+def _srun(
+    job: Job,
+    cluster: ClusterConfig,
+    arguments: Sequence[str],
+    cpus: str | bool | None,
+    het_group: int | None,
+) -> str:
+    options = [] if het_group is None else [f"--het-group={het_group}"]
+    options += ["--unbuffered", "--cpu-bind=none"]
     if len(job.slots) > 1 and not job.is_array:
         # One host process that fails leaves the others at their work: its workers are started again.
         options.append("--kill-on-bad-exit=0")
-    arguments = ["-m", "hpc_marl.workers", "host", "--run-dir", str(directory.path)]
-    arguments += ["--slots", ",".join(str(slot.index) for slot in job.slots)]
+    prefix = ""
+    if cpus is not None:
+        # Since 22.05 srun does not inherit it from sbatch; the variable is for those that a task starts itself.
+        prefix = f"SRUN_CPUS_PER_TASK={cpus} "
+        options.append(f"--cpus-per-task={cpus}")
     # A site's interpreter may be a command, such as `apptainer exec image.sif python`.
     python = cluster.python or shlex.quote(sys.executable)
-    return f"{shlex.join(['srun', *options, *cluster.srun_args])} \\\n    {python} {shlex.join(arguments)}"
+    command = shlex.join(["srun", *options, *cluster.srun_args])
+    return f"{prefix}{command} \\\n    {python} {shlex.join(arguments)}"

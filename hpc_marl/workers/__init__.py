@@ -4,6 +4,7 @@ WORKER_KINDS: dict[str, str] = {
     "actor": "hpc_marl.workers.actor:ActorWorker",
     "policy": "hpc_marl.workers.policy:PolicyWorker",
     "trainer": "hpc_marl.workers.trainer:TrainerWorker",
+    "host": "hpc_marl.workers.host:HostWorker",
     "evaluator": "hpc_marl.workers.evaluator:EvaluatorWorker",
 }
 """Worker kind -> module:Class, imported only in the process that runs it.

@@ -1,5 +1,7 @@
 """`python -m hpc_marl.workers actor/3 --run-dir DIR`: one worker process, whoever launched it.
 
+Every task of a Slurm job runs `... host --run-dir DIR --slots 2,5,7`; its array index or rank says which it fills.
+
     open the run's keys and names -> construct the worker on its server -> run() until told to exit -> exit code
 
 Exit codes: 0 completed, 1 error, 2 usage, 75 interrupted (may be run again).
@@ -14,7 +16,7 @@ import os
 import pkgutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,10 @@ from hpc_marl.base.run_directory import RunDirectory, atomic_write
 from hpc_marl.base.telemetry import configure_logging
 from hpc_marl.control.worker_base import Worker, WorkerServer
 from hpc_marl.control.worker_control import ZmqServer
-from hpc_marl.control.worker_state import exit_code
+from hpc_marl.control.worker_state import WorkerStatus, exit_code
 from hpc_marl.errors import ConfigError, HpcMarlError
 from hpc_marl.workers import WORKER_KINDS
+from hpc_marl.workers.child_processes import die_with_parent
 
 _log = logging.getLogger("hpc_marl.workers")
 
@@ -36,14 +39,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m hpc_marl.workers", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("worker_name", help="kind/index, such as actor/3")
+    parser.add_argument("worker_name", help="kind/index, such as actor/3; or host, with --slots")
     parser.add_argument(
         "--run-dir", required=True, type=Path, help="the trial's directory: ROOT/EXPERIMENT/TRIAL"
     )
     parser.add_argument("--log-file", type=Path, help="where to log; default: standard error")
+    parser.add_argument(
+        "--slots", help="slots of the job, such as 2,5,7: which one is this task's says Slurm"
+    )
+    parser.add_argument("--life", type=int, default=0, help="how often this worker was started before")
+    parser.add_argument("--parent", type=int, help="end when this process, the parent, does")
     options = parser.parse_args(arguments)
+    # Slurm's notice before a time limit goes to every process of a job; the host acts on it, and it kills by default.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    if options.slots is not None:
+        options.worker_name = f"host/{own_slot(options.slots, os.environ)}"
     configure_logging(options.worker_name, options.log_file)
     try:
+        if options.parent is not None and not die_with_parent(options.parent):
+            return exit_code(WorkerStatus.INTERRUPTED)
         directory = RunDirectory.at(options.run_dir)
         return _run(options.worker_name, directory, read_launch_record(directory))
     except HpcMarlError as error:
@@ -54,9 +68,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def own_slot(slots: str, environment: Mapping[str, str]) -> int:
+    """Return which of a job's slots this task fills.
+
+    >>> own_slot("2,5,7", {"SLURM_ARRAY_TASK_ID": "1", "SLURM_PROCID": "0"})
+    5
+
+    Raises:
+        ConfigError: the job has more tasks than slots, or these are not numbers.
+    """
+    rank = int(environment.get("SLURM_ARRAY_TASK_ID", environment.get("SLURM_PROCID", "0")))
+    numbers = slots.split(",")
+    if not all(number.isdigit() for number in numbers) or rank >= len(numbers):
+        raise ConfigError(f"--slots {slots}: expected numbers as in 2,5,7, and at least {rank + 1} of them")
+    return int(numbers[rank])
+
+
 def _run(worker_name: str, directory: RunDirectory, record: LaunchRecord) -> int:
     worker_class = resolve_kind(worker_name.partition("/")[0], record.worker_kinds)
-    context = RunContext.open(directory, record.run_uuid, interface=record.interface)
+    context = RunContext.open(
+        directory, record.run_uuid, interface=record.interface, port_range=record.port_range
+    )
     try:
         server = ZmqServer(
             record.experiment_name,

@@ -1,0 +1,412 @@
+"""HostLauncher: workers started through the host processes that fill the slots of the plan.
+
+    controller: launch(actor/3, life 1) --> wanted in slot 2
+    job service: submit, queue reports  --> a host for slot 2, some time
+    host/2 heartbeats: what runs        --> compared with what is wanted: launch, kill; exits are passed on
+
+Everything is level-triggered: what is wanted is compared with what a host says, again and again, so that a lost message
+or a new controller changes nothing. A host is lost once it was silent so long that its workers, which nobody spoke to
+either, have ended by themselves; only then may their places be filled anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from hpc_marl.base.jobs import JobReport, JobService, JobState
+from hpc_marl.control.interfaces import Heartbeat, WorkerControlPanel
+from hpc_marl.control.slot_view import Launch, SlotSpec, SlotView, parse_children
+from hpc_marl.control.worker_state import WorkerStatus
+from hpc_marl.control.worker_view import ProcessExit
+from hpc_marl.errors import HpcMarlError, LaunchError
+
+_log = logging.getLogger(__name__)
+
+_RESUBMIT_PAUSE_S = (0.0, 10.0, 60.0, 300.0)
+_ENDED = (WorkerStatus.COMPLETED, WorkerStatus.INTERRUPTED, WorkerStatus.ERROR)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long the launcher waits for what.
+
+    Attributes:
+        host_silence_s: a host that was silent for longer is lost; above the workers' own orphan grace.
+        registration_s: from a job's start to its host's first word.
+        request_s: for a host's answer to one command.
+        max_resubmissions: of one slot.
+        core_away_s: actors are sent home when no core host was there for so long.
+        heard_lately_s: a host heard within this time is reachable; a few heartbeat intervals.
+    """
+
+    host_silence_s: float
+    registration_s: float
+    request_s: float
+    max_resubmissions: int
+    core_away_s: float
+    heard_lately_s: float = 5.0
+
+
+class HostLauncher:
+    """A `Launcher` over slots, hosts and jobs.
+
+    Args:
+        slots: the places of the plan.
+        panel: how to speak to hosts; shared with the controller.
+        jobs: who fills slots.
+        patience: limits.
+        say: takes sentences for the display.
+        clock: monotonic seconds.
+
+    Attributes:
+        slots: by index.
+    """
+
+    def __init__(
+        self,
+        slots: Iterable[SlotSpec],
+        panel: WorkerControlPanel,
+        jobs: JobService,
+        patience: Patience,
+        *,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.slots = {spec.index: SlotView(spec) for spec in slots}
+        self._panel, self._jobs, self._patience = panel, jobs, patience
+        self._say, self._clock = say, clock
+        self._slot_of = {name: spec.index for spec in self._specs() for name in spec.workers}
+        self._exits: list[ProcessExit] = []
+        self._core_seen_s = clock()
+        self._closing = False
+
+    # ---- the Launcher's side -----------------------------------------------------------------------------------------
+
+    def launch(self, worker_name: str, life: int, num_threads: int) -> None:
+        """Want this life of a worker to run."""
+        slot = self._place(worker_name)
+        slot.wanted[worker_name] = Launch(life, num_threads, slot.spec.gpus.get(worker_name, 0.0))
+
+    def exits(self) -> list[ProcessExit]:
+        """Return what ended by itself since the last call."""
+        ended, self._exits = self._exits, []
+        return ended
+
+    def is_alive(self, worker_name: str) -> bool:
+        """Whether its host says that it runs."""
+        return self._place(worker_name).runs(worker_name)
+
+    def is_reachable(self, worker_name: str) -> bool:
+        """Whether its host was heard lately."""
+        slot = self._place(worker_name)
+        return slot.is_up and slot.heard is not None and slot.heard.age_s < self._patience.heard_lately_s
+
+    def waiting_for(self, worker_name: str) -> str:
+        """Return what its start waits for."""
+        slot = self._place(worker_name)
+        if slot.is_up:
+            return ""
+        report = self._jobs.report(slot.spec.index)
+        if slot.lost or report is None or report.state.is_final:
+            return slot.lost or "submission"
+        # A job that runs for the first time is as good as there: its host is only starting.
+        return "" if report.state is JobState.RUNNING else report.reason or report.state.value.lower()
+
+    def hopeless(self, worker_name: str) -> str:
+        """Return why its slot will not be filled any more."""
+        return self._place(worker_name).hopeless
+
+    def expects_hosts(self) -> bool:
+        """Whether a slot is to be filled."""
+        return any(not s.is_up and not s.parked and not s.hopeless for s in self.slots.values())
+
+    def kill(self, worker_name: str) -> None:
+        """Want a worker to run no more; its host sees to it."""
+        slot = self._place(worker_name)
+        slot.wanted.pop(worker_name, None)
+        self._reconcile(slot)
+
+    def interrupt(self, worker_name: str) -> None:
+        """Have a worker save and end; its exit is told as any other."""
+        slot = self._place(worker_name)
+        if slot.is_up:
+            self._panel.async_request(
+                slot.spec.host, "terminate", timeout=self._patience.request_s, worker_name=worker_name
+            )
+
+    def release_actors(self) -> None:
+        """Give up the places where only actors are: nobody acts any more."""
+        self.release([slot.spec.index for slot in self.slots.values() if slot.spec.role != "core"])
+
+    # ---- slots -------------------------------------------------------------------------------------------------------
+
+    def extend(self, specs: Iterable[SlotSpec]) -> None:
+        """Take in slots, or workers of slots, that the plan has got meanwhile."""
+        for spec in specs:
+            known = self.slots.get(spec.index)
+            if known is None:
+                self.slots[spec.index] = SlotView(spec)
+            else:
+                known.spec, known.parked = spec, False
+        self._slot_of = {name: spec.index for spec in self._specs() for name in spec.workers}
+
+    def release(self, indices: Iterable[int]) -> None:
+        """Give up slots that nobody needs for now: their hosts end, their pending jobs are cancelled."""
+        given = [self.slots[index] for index in indices]
+        for slot in given:
+            slot.parked = True
+            self._displace(slot, "its slot was given back")
+            if slot.is_up:
+                self._panel.async_request(slot.spec.host, "exit", timeout=self._patience.request_s)
+        self._drop([slot for slot in given if not slot.is_up])
+
+    def report(self, index: int) -> JobReport | None:
+        """Return what the queue says of a slot's job."""
+        return self._jobs.report(index)
+
+    def place_of(self, worker_name: str) -> SlotView:
+        """Return the slot in which a worker runs."""
+        return self._place(worker_name)
+
+    def end_hosts(self, timeout_s: float) -> None:
+        """Have all hosts end, and cancel what is left of the jobs; returns once no host is heard, or after the time."""
+        self._closing = True
+        connected = [slot.spec.host for slot in self.slots.values() if slot.incarnation]
+        if connected:
+            self._panel.group_request("exit", worker_names=connected, timeout=min(timeout_s, 10.0))
+        deadline = self._clock() + timeout_s
+        while any(self._is_heard(name) for name in connected) and self._clock() < deadline:
+            time.sleep(0.05)
+        self._jobs.poll()
+        left = [i for i in self.slots if (r := self._jobs.report(i)) is not None and not r.state.is_final]
+        if left:
+            self._jobs.cancel(left)
+
+    # ---- one step ----------------------------------------------------------------------------------------------------
+
+    def step(self, registered: Mapping[str, str], heartbeats: Mapping[str, Heartbeat]) -> None:
+        """Take in hosts and their heartbeats, compare, and see to the jobs."""
+        for slot in self.slots.values():
+            self._take_host(slot, registered.get(slot.spec.host, ""), heartbeats.get(slot.spec.host))
+            self._reconcile(slot)
+        self._jobs.poll()
+        if not self._closing:
+            self._see_to_core()
+            self._see_to_jobs()
+
+    def _take_host(self, slot: SlotView, incarnation: str, beat: Heartbeat | None) -> None:
+        if incarnation and incarnation != slot.incarnation:
+            if slot.is_up:
+                self._lose(slot, "its host process was replaced")
+            slot.incarnation, slot.heard, slot.silent = incarnation, None, False
+            slot.processes, slot.pending = {}, {}
+            slot.seen_running_s, slot.lost = None, ""
+        if not slot.incarnation or beat is None or beat.incarnation != slot.incarnation:
+            return
+        if slot.silent:
+            if beat.age_s > self._patience.heard_lately_s:
+                return
+            slot.silent = False
+            self._say(f"{slot.spec.host} is heard again")
+        before, slot.heard = slot.metric("node"), beat
+        slot.processes = parse_children(str(beat.metrics.get("children", "")))
+        if not before and slot.metric("node"):
+            self._say(f"{slot.spec.host} is up on {slot.metric('node')}")
+        if beat.status in _ENDED:
+            words = {"PREEMPTED": "its job was preempted", "TIMEOUT": "its job ran out of time"}
+            self._lose(
+                slot, words.get(str(slot.metric("ended")), f"its host process ended {beat.status.value}")
+            )
+        elif beat.age_s > self._patience.host_silence_s:
+            self._lose(
+                slot, f"its node {slot.metric('node', '?')} was silent for {beat.age_s:.0f} s", for_good=False
+            )
+
+    def _lose(self, slot: SlotView, why: str, for_good: bool = True) -> None:
+        """The host is gone, and its workers with it; one that was only silent may be heard again, without workers."""
+        self._pass_on_exits(slot)
+        self._displace(slot, why)
+        if not self._closing and not slot.parked:
+            self._say(f"{slot.spec.host} is gone: {why}")
+        slot.lost, slot.processes, slot.pending = why, {}, {}
+        slot.silent = not for_good
+        if for_good:
+            self._panel.disconnect(slot.spec.host)
+            slot.incarnation, slot.heard = "", None
+
+    def _displace(self, slot: SlotView, why: str) -> None:
+        """Tell that what is wanted in a slot does not run there any more."""
+        for name, launch in slot.wanted.items():
+            if (name, launch.life) not in slot.told:
+                slot.told.add((name, launch.life))
+                self._exits.append(ProcessExit(name, -9, displaced=why))
+        slot.wanted.clear()
+
+    def _drop(self, slots: Sequence[SlotView]) -> None:
+        """Cancel the jobs of slots."""
+        for slot in slots:
+            slot.dropped = True
+        if slots:
+            self._jobs.cancel([slot.spec.index for slot in slots])
+
+    def _reconcile(self, slot: SlotView) -> None:
+        """Compare what runs in a slot with what should."""
+        if not slot.is_up or slot.heard is None:
+            return
+        self._pass_on_exits(slot)
+        for name, launch in slot.wanted.items():
+            process = slot.processes.get(name)
+            if process is None or process.life < launch.life:
+                self._command(
+                    slot, "launch", name, life=launch.life, num_threads=launch.num_threads, gpus=launch.gpus
+                )
+        for name, process in slot.processes.items():
+            if process.code is None and name not in slot.wanted:
+                self._command(slot, "kill", name)
+
+    def _command(self, slot: SlotView, command: str, worker_name: str, **kwargs: object) -> None:
+        """Send a command once; again only when its answer failed or the host does not show its effect."""
+        key = f"{command} {worker_name} {kwargs.get('life', '')}"
+        pending = slot.pending.get(key)
+        if pending is not None:
+            if not pending.done():
+                return
+            try:
+                pending.result(timeout=0)
+            except HpcMarlError as error:
+                _log.warning("%s: %s: %s", slot.spec.host, key, error)
+        slot.pending[key] = self._panel.async_request(
+            slot.spec.host, command, timeout=self._patience.request_s, worker_name=worker_name, **kwargs
+        )
+
+    def _pass_on_exits(self, slot: SlotView) -> None:
+        for name, process in slot.processes.items():
+            wanted = slot.wanted.get(name)
+            ended = process.code is not None and wanted is not None and process.life == wanted.life
+            if ended and (name, process.life) not in slot.told:
+                slot.told.add((name, process.life))
+                del slot.wanted[name]
+                assert process.code is not None
+                self._exits.append(ProcessExit(name, process.code))
+
+    # ---- jobs --------------------------------------------------------------------------------------------------------
+
+    def _see_to_core(self) -> None:
+        """Send actors home when the core has been away for long; its return brings them back."""
+        now = self._clock()
+        core = [slot for slot in self.slots.values() if slot.spec.role == "core"]
+        actors = [slot for slot in self.slots.values() if slot.spec.role != "core"]
+        if any(slot.is_up for slot in core):
+            self._core_seen_s = now
+            for slot in actors:
+                slot.parked = slot.parked and not slot.wanted
+        elif now - self._core_seen_s > self._patience.core_away_s:
+            up = [slot.spec.index for slot in actors if slot.is_up and not slot.parked]
+            if up:
+                self._say(
+                    f"the core has been away for {now - self._core_seen_s:.0f} s: actors free their CPUs"
+                )
+                self.release(up)
+
+    def _see_to_jobs(self) -> None:
+        """Submit what is to be filled and has no job, or none any more."""
+        due: list[int] = []
+        for unit in dict.fromkeys(slot.spec.unit for slot in self.slots.values()):
+            slots = [self.slots[index] for index in unit]
+            if all(slot.parked or not slot.wanted for slot in slots) or any(slot.hopeless for slot in slots):
+                continue
+            if self._needs_job(slots):
+                due += unit
+        if due:
+            self._submit(due)
+
+    def _needs_job(self, slots: Sequence[SlotView]) -> bool:
+        """Whether the job of a unit has to be submitted (again) now."""
+        report = self._jobs.report(slots[0].spec.index)
+        up = [slot for slot in slots if slot.is_up]
+        if report is None:
+            return not up and self._may_submit(slots, "")
+        if report.state is JobState.FORGOTTEN and up:
+            self._vacate(up, f"the queue does not know its job {report.job_id} any more")
+            return False
+        if up:
+            return False
+        if report.state is JobState.RUNNING:
+            return self._is_overdue(slots, report)
+        slots[0].seen_running_s = None
+        if report.state is JobState.CANCELLED and not slots[0].dropped:
+            for slot in slots:
+                slot.hopeless = f"its job {report.job_id} was cancelled"
+            return False
+        return report.state.is_final and self._may_submit(
+            slots, f"its job {report.job_id} {report.state.value}"
+        )
+
+    def _is_overdue(self, slots: Sequence[SlotView], report: JobReport) -> bool:
+        """A job runs, but no host has registered: its node may be broken, or its environment wrong."""
+        now = self._clock()
+        first = slots[0]
+        if first.seen_running_s is None:
+            first.seen_running_s = now
+        if now - first.seen_running_s < self._patience.registration_s:
+            return False
+        self._say(
+            f"{first.spec.host} did not register within {self._patience.registration_s:g} s although its job "
+            f"{report.job_id} runs on {report.node}: see logs/jobs; the job is cancelled"
+        )
+        first.seen_running_s = None
+        self._drop(slots)
+        return self._may_submit(slots, "no host process registered")
+
+    def _may_submit(self, slots: Sequence[SlotView], why: str) -> bool:
+        """Whether the budget and the pause between two submissions allow another one."""
+        now = self._clock()
+        if slots[0].submissions > self._patience.max_resubmissions:
+            for slot in slots:
+                slot.hopeless = f"{why or 'no job'}, and it was submitted {slot.submissions} times already"
+            return False
+        if slots[0].resubmit_s == 0.0:
+            pause = _RESUBMIT_PAUSE_S[min(slots[0].submissions, len(_RESUBMIT_PAUSE_S) - 1)]
+            slots[0].resubmit_s = now + pause
+            if why:
+                self._say(f"{slots[0].spec.host}: {why}; it is submitted again")
+        return now >= slots[0].resubmit_s
+
+    def _submit(self, indices: Sequence[int]) -> None:
+        for index in indices:
+            slot = self.slots[index]
+            slot.resubmit_s, slot.dropped = 0.0, False
+            slot.submissions += 1
+        try:
+            self._jobs.submit(indices)
+        except LaunchError as error:
+            self._say(f"submission failed: {error}")
+            for index in indices:
+                slot = self.slots[index]
+                slot.resubmit_s = self._clock() + _RESUBMIT_PAUSE_S[min(slot.submissions, 3)]
+                if slot.submissions > self._patience.max_resubmissions:
+                    slot.hopeless = f"its job was refused: {error}"
+
+    def _vacate(self, slots: Sequence[SlotView], why: str) -> None:
+        """Have hosts save and go."""
+        for slot in slots:
+            if "exit" not in slot.pending:
+                self._say(f"{slot.spec.host}: {why}; its processes end, and it is submitted anew")
+                slot.pending["exit"] = self._panel.async_request(
+                    slot.spec.host, "interrupt", timeout=self._patience.request_s
+                )
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _specs(self) -> list[SlotSpec]:
+        return [slot.spec for slot in self.slots.values()]
+
+    def _place(self, worker_name: str) -> SlotView:
+        return self.slots[self._slot_of.get(worker_name, min(self.slots))]
+
+    def _is_heard(self, host: str) -> bool:
+        beat = self._panel.heartbeats().get(host)
+        return beat is not None and beat.status not in _ENDED and beat.age_s < self._patience.heard_lately_s

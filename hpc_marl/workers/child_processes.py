@@ -1,0 +1,157 @@
+"""ChildProcesses: the workers of one slot as processes of this machine.
+
+A worker is known here only as a command line. Each has a session of its own, so that Ctrl-C in a terminal does not
+reach it; it ends when its host process does (`die_with_parent`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
+_KILL_WAIT_S = 5.0
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class Child:
+    """One worker process, or what became of it.
+
+    Attributes:
+        life: how often the worker was started before.
+        process: the process; it may have ended.
+        gpus: indices into the visible GPUs and the share of each that it may use.
+        started_s: by the monotonic clock.
+    """
+
+    life: int
+    process: subprocess.Popen[bytes]
+    gpus: dict[int, float]
+    started_s: float
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; killed by signal N is -N."""
+        return self.process.poll()
+
+
+class ChildProcesses:
+    """Starts, watches and ends worker processes.
+
+    Args:
+        run_directory: the trial's directory, handed to every worker.
+        gpus: the GPUs that may be handed out, as CUDA_VISIBLE_DEVICES names them; None: the workers see what we see.
+
+    Attributes:
+        children: the newest process of every worker that was launched here.
+    """
+
+    def __init__(self, run_directory: Path, gpus: list[str] | None = None) -> None:
+        self._run_directory, self._gpus = run_directory, gpus
+        self.children: dict[str, Child] = {}
+
+    def launch(self, worker_name: str, life: int, num_threads: int, gpus: float = 0.0) -> None:
+        """Start a worker in place of an earlier life of it; its output goes to logs/KIND/INDEX.LIFE.log."""
+        self.kill(worker_name)
+        self.children.pop(worker_name, None)
+        kind, index = worker_name.split("/")
+        log_file = self._run_directory / "logs" / kind / f"{index}.{life}.log"
+        log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        command = [
+            sys.executable,
+            "-m",
+            "hpc_marl.workers",
+            worker_name,
+            "--run-dir",
+            str(self._run_directory),
+        ]
+        share = self._take_gpus(gpus)
+        environment = {
+            **os.environ,
+            **dict.fromkeys(_THREAD_VARIABLES, str(num_threads)),
+            "PYTHONUNBUFFERED": "1",
+        }
+        if self._gpus is not None:
+            environment[_GPU_VARIABLE] = ",".join(self._gpus[index] for index in share)
+        with open(log_file, "ab") as log:
+            process = subprocess.Popen(
+                [*command, "--life", str(life), "--parent", str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        self.children[worker_name] = Child(life, process, share, time.monotonic())
+
+    def running(self) -> list[str]:
+        """Return the workers whose process is there."""
+        return [name for name, child in self.children.items() if child.exit_code is None]
+
+    def kill(self, worker_name: str) -> None:
+        """Make sure that the worker's process is gone."""
+        child = self.children.get(worker_name)
+        if child is not None and child.exit_code is None:
+            child.process.kill()
+            child.process.wait(_KILL_WAIT_S)
+
+    def terminate(self, worker_names: Iterable[str]) -> None:
+        """Ask processes to save and end; returns at once."""
+        for name in worker_names:
+            child = self.children[name]
+            if child.exit_code is None:
+                child.process.send_signal(signal.SIGTERM)
+
+    def wait(self, timeout_s: float) -> list[str]:
+        """Wait until all processes have ended; return the workers whose process has not after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while (running := self.running()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return running
+
+    def close(self) -> None:
+        """Kill whatever is still there."""
+        for name in self.running():
+            self.kill(name)
+
+    def _take_gpus(self, wanted: float) -> dict[int, float]:
+        """Choose GPUs: whole ones that nobody uses, or for a fraction the fullest one with room for it.
+
+        Where there are not enough, the emptiest are shared: slow is better than a run that does not start.
+        """
+        if self._gpus is None or wanted <= 0:
+            return {}
+        used = [0.0] * len(self._gpus)
+        for name in self.running():
+            for index, share in self.children[name].gpus.items():
+                used[index] += share
+        if wanted < 1:
+            fitting = [i for i, share in enumerate(used) if share + wanted <= 1.0 + 1e-9]
+            order = sorted(fitting, key=lambda i: -used[i]) or sorted(range(len(used)), key=lambda i: used[i])
+            return dict.fromkeys(order[:1], wanted)
+        emptiest = sorted(range(len(used)), key=lambda i: used[i])
+        return dict.fromkeys(emptiest[: round(wanted)], 1.0)
+
+
+def visible_gpus() -> list[str] | None:
+    """Return the GPUs that this process was given, None where nobody has said so."""
+    given = os.environ.get(_GPU_VARIABLE)
+    if given is None:
+        return None
+    return [name.strip() for name in given.split(",") if name.strip() and name.strip() != "NoDevFiles"]
+
+
+def die_with_parent(parent: int) -> bool:
+    """Get SIGTERM when the parent process ends, however it does; return False if it has ended already."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    return os.getppid() == parent
