@@ -67,7 +67,16 @@ def snapshot_of(
     """
     progress = progress_of(controller, launcher, config, elapsed_s)
     metrics = controller.workers[TRAINER].metrics
-    fields = "env_steps env_steps_per_s agent_steps_per_s return_mean policy_lag policy_version elapsed_s eta_s".split()
+    fields = (
+        "env_steps",
+        "env_steps_per_s",
+        "agent_steps_per_s",
+        "return_mean",
+        "policy_lag",
+        "policy_version",
+        "elapsed_s",
+        "eta_s",
+    )
     is_training = controller.phase is Phase.TRAINING
     return {
         "experiment_name": config.experiment_name,

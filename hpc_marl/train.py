@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from hpc_marl.config import ExperimentConfig
 
 
+DRY_RUN_FLAG = "--dry-run"
+
+
 class Outcome(Protocol):
     """How an experiment ended, as `run_experiment` returns it."""
 
@@ -50,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(arguments: list[str]) -> int:
     from hydra._internal.utils import get_args_parser
 
+    is_dry = DRY_RUN_FLAG in arguments
+    arguments = [argument for argument in arguments if argument != DRY_RUN_FLAG]
+
     parser = get_args_parser()
     parser.prog = "hpc-marl train"
     options = parser.parse_intermixed_args(arguments)
@@ -68,7 +74,7 @@ def _main(arguments: list[str]) -> int:
     if options.cfg == "job" and options.package is None:
         sys.stdout.write(_as_yaml(experiment))
         return 0
-    runner = _JobRunner(_swept_keys(options) if options.multirun else None)
+    runner = _JobRunner(_swept_keys(options) if options.multirun else None, is_dry)
     _run_hydra(arguments, runner)
     return runner.exit_code
 
@@ -105,21 +111,26 @@ def _as_yaml(experiment: ExperimentConfig) -> str:
 
 
 class _JobRunner:
-    """The function that Hydra calls for each job; keeps the worst exit code."""
+    """The function that Hydra calls for each job; keeps the worst exit code.
 
-    def __init__(self, sweep_keys: Sequence[str] | None) -> None:
+    Args:
+        sweep_keys: what a sweep varies; None where there is none.
+        is_dry: only show what would be submitted.
+    """
+
+    def __init__(self, sweep_keys: Sequence[str] | None, is_dry: bool = False) -> None:
         self.exit_code = 0
-        self._sweep_keys = sweep_keys
+        self._sweep_keys, self._is_dry = sweep_keys, is_dry
+        self._core_jobs: list[str] = []
 
     def __call__(self, composed: DictConfig) -> float | None:
         from hpc_marl.compose import experiment_from
-        from hpc_marl.session import run_experiment
 
         experiment = experiment_from(composed)
         if self._sweep_keys is not None:
             experiment = self._named_in_sweep(experiment)
         try:
-            outcome: Outcome = run_experiment(experiment)
+            outcome = self._run(experiment)
         except HpcMarlError as error:
             # The other jobs of a sweep go on.
             sys.stderr.write(f"error: {error}\n")
@@ -129,6 +140,24 @@ class _JobRunner:
         if outcome.exit_code == EXIT_INTERRUPTED:
             raise SystemExit(EXIT_INTERRUPTED)
         return outcome.objective
+
+    def _run(self, experiment: ExperimentConfig) -> Outcome:
+        if self._is_dry:
+            from hpc_marl.submission import dry_run_experiment
+
+            return dry_run_experiment(experiment)
+        if experiment.controller == "session":
+            from hpc_marl.session import run_experiment
+
+            return run_experiment(experiment)
+        from hpc_marl.submission import submit_experiment
+
+        limit = experiment.max_concurrent
+        waits = limit is not None and len(self._core_jobs) >= limit
+        # Every trial begins when the one `limit` places before it has ended: never more than `limit` at once.
+        submitted = submit_experiment(experiment, after=self._core_jobs[-limit] if waits and limit else "")
+        self._core_jobs.append(submitted.core_job_id)
+        return submitted.outcome
 
     def _named_in_sweep(self, experiment: ExperimentConfig) -> ExperimentConfig:
         """Name the trial by what the sweep varies, so that a sweep with resume=true finds its trials."""

@@ -1,0 +1,97 @@
+"""controller=job and --dry-run: hand a trial to Slurm and return, or only show what would be submitted."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from dataclasses import dataclass
+
+from hpc_marl.base.launch_record import read_launch_record
+from hpc_marl.base.run_context import RunContext
+from hpc_marl.base.run_directory import RunDirectory
+from hpc_marl.config import ExperimentConfig
+from hpc_marl.control.lease import ControllerLease
+from hpc_marl.errors import ConfigError
+from hpc_marl.launch import make_plan
+from hpc_marl.run_parts import make_job_service
+from hpc_marl.session import Outcome, prepare, root_flag
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A trial in the queue.
+
+    Attributes:
+        outcome: without a verdict.
+        core_job_id: the job that ends last.
+    """
+
+    outcome: Outcome
+    core_job_id: str
+
+
+def submit_experiment(config: ExperimentConfig, after: str = "") -> Submitted:
+    """Submit all jobs of a trial, print its handle and return; its controller runs inside the core job.
+
+    Args:
+        config: the experiment.
+        after: a job that must have ended before this trial begins; "" for none.
+
+    Raises:
+        ConfigError: the trial cannot be started as asked for.
+        LaunchError: the queue refused a job; those it has accepted are cancelled.
+    """
+    config, directory, record = prepare(config)
+    plan = make_plan(config)
+    with RunContext.open(directory, record.run_uuid, interface=None) as context:
+        lease = ControllerLease(context, "session")
+        lease.acquire(0.0)  # the deputy of a core job that starts at once waits until everything is submitted
+        dependency = f"afterany:{after}" if after else ""
+        jobs = make_job_service(config, plan, directory, core_dependency=dependency)
+        slots = [slot.index for job in plan.jobs for slot in job.slots]
+        is_submitted = False
+        try:
+            jobs.submit(slots)
+            is_submitted = True
+        finally:
+            if not is_submitted:
+                jobs.cancel(slots)
+            jobs.close()
+            lease.release()
+    records = read_launch_record(directory).jobs
+    _print_handle(directory, [f"{one.job_id} ({one.role})" for one in records])
+    return Submitted(Outcome(None, directory, None), records[0].job_id.split("+")[0])
+
+
+def dry_run_experiment(config: ExperimentConfig) -> Outcome:
+    """Print the plan and every sbatch script, each checked by `sbatch --test-only`; submit and write nothing.
+
+    Raises:
+        ConfigError: the cluster is not a Slurm cluster.
+    """
+    if config.cluster.kind != "slurm":
+        raise ConfigError("--dry-run shows what would be submitted: choose a Slurm cluster by cluster=<site>")
+    from hpc_marl.launch.slurm_dry_run import dry_run
+
+    name = config.trial_name or f"seed{config.seed}"
+    root = os.path.join(config.cluster.shared_root or "", config.root)
+    config = dataclasses.replace(config, trial_name=name, root=root)
+    directory = RunDirectory(root, config.experiment_name, name)
+    text, is_accepted = dry_run(config, make_plan(config), directory)
+    sys.stdout.write(text)
+    if not is_accepted:
+        raise ConfigError("sbatch would refuse a job: see above")
+    return Outcome(None, directory, None)
+
+
+def _print_handle(directory: RunDirectory, jobs: list[str]) -> None:
+    name, root = f"{directory.experiment_name}/{directory.trial_name}", root_flag(directory)
+    sys.stdout.write(
+        f"{name}: submitted {', '.join(jobs)}\n"
+        f"  directory   {directory.path}\n"
+        f"  look        hpc-marl status {name}{root}\n"
+        f"  follow      hpc-marl logs -f {name}{root}\n"
+        f"  drive       hpc-marl attach {name}{root}\n"
+        f"  end         hpc-marl stop {name}{root}\n"
+    )
