@@ -24,6 +24,7 @@ from hpc_marl.errors import (
     RemoteError,
     RpcError,
     RpcTimeoutError,
+    SecurityError,
     StalePeerError,
 )
 from hpc_marl.trial_files import read_verdict
@@ -40,20 +41,23 @@ class LiveController:
     Made by `live_controller`. For one thread.
     """
 
-    def __init__(self, panel: ZmqWorkerControl, directory: RunDirectory, context: RunContext) -> None:
+    def __init__(
+        self, panel: ZmqWorkerControl, directory: RunDirectory, context: RunContext, timeout_s: float
+    ) -> None:
         self._panel, self._directory, self._context = panel, directory, context
+        self._timeout_s = timeout_s
 
     def status(self) -> dict[str, Any]:
         """Return the snapshot of the run. Raises as `request` does."""
         snapshot: dict[str, Any] = self.request("status")
         return snapshot
 
-    def request(self, command: str, /, timeout: float = _TIMEOUT_S, **kwargs: Any) -> Any:
+    def request(self, command: str, /, timeout: float | None = None, **kwargs: Any) -> Any:
         """Have the controller run a command and return its answer.
 
         Args:
             command: status, pause, resume, scale, checkpoint, stop, cancel or release.
-            timeout: seconds to wait for the answer.
+            timeout: seconds to wait for the answer; None: as long as for any.
             **kwargs: of the command.
 
         Raises:
@@ -61,6 +65,7 @@ class LiveController:
             ConfigError: the controller says that an argument is out of range.
             RpcError: the controller could not do it; what it said.
         """
+        timeout = self._timeout_s if timeout is None else timeout
         try:
             try:
                 return self._panel.request(CONTROLLER, command, timeout=timeout, **kwargs)
@@ -88,12 +93,12 @@ class LiveController:
 
 
 @contextmanager
-def live_controller(directory: RunDirectory, *, wait_s: float = _WAIT_FOR_NAME_S) -> Iterator[LiveController]:
+def live_controller(directory: RunDirectory, *, timeout_s: float = _TIMEOUT_S) -> Iterator[LiveController]:
     """Connect to the controller of a run for the time of a `with` block.
 
     Args:
         directory: of the trial.
-        wait_s: how long a controller may take to appear.
+        timeout_s: how long the controller may take to answer.
 
     Raises:
         NoControllerError: nobody drives the run: it was never started, has ended, or goes on by itself.
@@ -103,15 +108,24 @@ def live_controller(directory: RunDirectory, *, wait_s: float = _WAIT_FOR_NAME_S
     record = read_launch_record(directory)
     if not directory.auth(record.run_uuid).is_dir():
         raise NoControllerError(_nobody(directory, record))
-    # interface=None: this process listens nowhere, so it does not matter which interfaces a login node has.
-    with RunContext.open(directory, record.run_uuid, interface=None) as context:
+    with _opened(directory, record) as context:
         experiment, trial = record.experiment_name, record.trial_name
-        with ZmqWorkerControl(experiment, trial, context=context, timeout=_TIMEOUT_S) as panel:
+        with ZmqWorkerControl(experiment, trial, context=context, timeout=timeout_s) as panel:
             try:
-                panel.connect([CONTROLLER], timeout=wait_s)
+                panel.connect([CONTROLLER], timeout=min(timeout_s, _WAIT_FOR_NAME_S))
             except NameWaitTimeoutError as error:
                 raise NoControllerError(_nobody(directory, record)) from error
-            yield LiveController(panel, directory, context)
+            yield LiveController(panel, directory, context, timeout_s)
+
+
+def _opened(directory: RunDirectory, record: LaunchRecord) -> RunContext:
+    try:
+        # interface=None: this process listens nowhere, so it does not matter which interfaces a login node has.
+        return RunContext.open(directory, record.run_uuid, interface=None)
+    except SecurityError as error:
+        if directory.auth(record.run_uuid).is_dir():
+            raise
+        raise NoControllerError(_nobody(directory, record)) from error  # it has ended just now
 
 
 def _nobody(directory: RunDirectory, record: LaunchRecord) -> str:

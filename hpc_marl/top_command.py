@@ -23,6 +23,7 @@ from hpc_marl.trial_files import read_verdict
 from hpc_marl.trial_reference import find_trial
 
 _INTERVAL_S = 2.0
+_TIMEOUT_S = 5.0
 # Rates are taken over so many frames: heartbeats come at their own pace.
 _RATE_FRAMES = 6
 # In a file or a pipe nothing has to fit a screen.
@@ -65,10 +66,11 @@ def main(arguments: Sequence[str]) -> int:
     return run_command(command)
 
 
-def frames(directory: RunDirectory) -> Generator[Frame, None, None]:
+def frames(directory: RunDirectory, *, timeout_s: float = _TIMEOUT_S) -> Generator[Frame, None, None]:
     """Ask the controller anew for each frame; end when the run has.
 
-    A controller that is silent or gone leaves the last snapshot on the screen until there is another one.
+    A controller that has been silent for `timeout_s` seconds, or is gone, leaves the last snapshot on the screen
+    until there is another one.
 
     Raises:
         NoControllerError: none answers at the beginning.
@@ -76,7 +78,7 @@ def frames(directory: RunDirectory) -> Generator[Frame, None, None]:
     seen: deque[Mapping[str, Any]] = deque(maxlen=_RATE_FRAMES)
     while True:
         try:
-            with live_controller(directory) as controller:
+            with live_controller(directory, timeout_s=timeout_s) as controller:
                 while True:
                     snapshot = controller.status()
                     yield Frame(snapshot, work_rates(seen[0], snapshot) if seen else {})

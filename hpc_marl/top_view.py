@@ -151,7 +151,7 @@ def _kind_table(kinds: Sequence[KindView], width: int) -> Table:
         rows,
         width=width,
         right=figures,
-        expendable=("nodes", "restarts", "lag", "RSS", "GPU %", "left", "CPU %"),
+        expendable=("nodes", "restarts", "lag", "RSS", "GPU %", "left", "CPU %", "waiting for", "rate"),
     )
 
 
@@ -183,7 +183,7 @@ def _job_table(jobs: Sequence[JobView], max_rows: int, width: int) -> Table:
         rows,
         width=width,
         right=figures,
-        expendable=("workers", "RSS", "GPU %", "CPU %", "nodes", "expected start", "left"),
+        expendable=("workers", "RSS", "GPU %", "CPU %", "nodes", "expected start", "left", "reason"),
     )
 
 

@@ -16,7 +16,7 @@ from tests.unit.cli.planted_runs import RUN_UUID, FakeController, job, plant
 
 
 def refusal(directory: RunDirectory) -> str:
-    with pytest.raises(NoControllerError) as caught, live_controller(directory, wait_s=0.0):
+    with pytest.raises(NoControllerError) as caught, live_controller(directory, timeout_s=0.0):
         pass
     return str(caught.value)
 
