@@ -23,6 +23,7 @@ from hpc_marl.base.launch_record import LaunchRecord
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.config import ExperimentConfig
+from hpc_marl.control.adoption import adopt, state_of
 from hpc_marl.control.controller import TRAINER, Controller, Phase, Verdict
 from hpc_marl.control.controller_state import (
     ControllerState,
@@ -168,8 +169,9 @@ class Driver:
             self._launcher,
             epoch=record.epoch,
             grant=lambda epoch: grant_epoch(self._directory, epoch),
-            adopt=left,
         )
+        if left is not None:
+            adopt(self.controller, left)
         server = self._server = ZmqServer(
             config.experiment_name,
             record.trial_name,
@@ -213,17 +215,25 @@ class Driver:
             self.event(
                 f"{reason}: {'all jobs are cancelled' if cancel else 'the trainer writes a checkpoint'}"
             )
-        progress = self.progress()
         if cancel:
-            self._jobs.cancel(list(self._launcher.slots))
-        else:
-            self.controller.stop(verdict)
-            progress = self.progress()
-        self._launcher.end_hosts(_HOSTS_END_S)
+            # First on disk: the jobs to cancel may be this process's own.
+            return self._cancel(verdict)
+        self.controller.stop(verdict)
+        progress = self.progress()
+        own = self._launcher.slots[min(self._launcher.slots)].spec.host if self._kind == "job" else ""
+        self._launcher.end_hosts(_HOSTS_END_S, own)
         self._say_events()
         self._display.update(progress)
         self._write_state(now=True)
         write_verdict(self._directory, verdict)
+        return Drive(verdict, progress)
+
+    def _cancel(self, verdict: Verdict) -> Drive:
+        progress = self.progress()
+        self._write_state(now=True)
+        write_verdict(self._directory, verdict)
+        self._directory.forget_run(self._record.run_uuid)
+        self._jobs.cancel(list(self._launcher.slots))
         return Drive(verdict, progress)
 
     def end(self, ending: Ending, reason: str) -> Ending:
@@ -318,7 +328,7 @@ class Driver:
         if not now and time.monotonic() < self._next_write_s:
             return
         self._next_write_s = time.monotonic() + _STATE_INTERVAL_S
-        state = self.controller.state(self._record.run_uuid, round(self._elapsed_s, 1))
+        state = state_of(self.controller, self._record.run_uuid, round(self._elapsed_s, 1))
         before = self._written
         if before is not None and not now:
             aged_s = state.elapsed_s - before.elapsed_s

@@ -8,7 +8,7 @@ from hpc_marl.base.jobs import JobService
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.config import ExperimentConfig
 from hpc_marl.control.controller import Controller
-from hpc_marl.control.host_launcher import Patience
+from hpc_marl.control.slot_jobs import Patience
 from hpc_marl.control.slot_view import SlotSpec
 from hpc_marl.control.worker_view import WorkerView
 from hpc_marl.errors import ConfigError
@@ -71,6 +71,7 @@ def patience_of(config: ExperimentConfig) -> Patience:
     is_local = cluster.kind == "local"
     return Patience(
         host_silence_s=control.orphan_grace_s * 1.2 + 5.0,
+        host_grace_s=control.orphan_grace_s if is_local else cluster.actor_grace_s,
         registration_s=_REGISTRATION_S,
         request_s=control.request_timeout_s,
         max_resubmissions=cluster.max_resubmissions,

@@ -35,7 +35,7 @@ def progress_of(
         policy_lag=float(metrics.get("policy_lag", 0.0)),
         policy_version=int(metrics.get("policy_version", 0)),
         workers={name: _status(worker, launcher) for name, worker in controller.workers.items()},
-        restarts=controller.restarts,
+        restarts=controller.faults.restarts,
         elapsed_s=elapsed_s,
         eta_s=max(config.total_env_steps - env_steps, 0) / rate if rate > 0 else None,
         waiting=_reasons(controller, launcher),
@@ -93,7 +93,7 @@ def snapshot_of(
             },
         },
         "actors": {"wanted": controller.num_actors, "min": config.actors.min_actors},
-        "restarts": controller.restarts,
+        "restarts": controller.faults.restarts,
         "workers": [_worker(worker, launcher) for worker in controller.workers.values()],
         "slots": [_slot(slot, launcher) for slot in launcher.slots.values()],
         "events": [list(event) for event in events],
@@ -113,7 +113,7 @@ def _reasons(controller: Controller, launcher: HostLauncher) -> dict[str, str]:
     for slot in launcher.slots.values():
         if slot.is_up or slot.parked:
             continue
-        report = launcher.report(slot.spec.index)
+        report = launcher.jobs.report(slot.spec.index)
         reason = (report.reason or report.state.value) if report is not None else slot.lost or "not submitted"
         starts = (
             f" (expected {report.expected_start})" if report is not None and report.expected_start else ""
@@ -143,7 +143,7 @@ def _worker(worker: WorkerView, launcher: HostLauncher) -> dict[str, Any]:
 
 
 def _slot(slot: SlotView, launcher: HostLauncher) -> dict[str, Any]:
-    report = launcher.report(slot.spec.index)
+    report = launcher.jobs.report(slot.spec.index)
     left_s = slot.metric("time_left_s", -1.0)
     status = "RUNNING" if slot.is_up else "LOST" if slot.silent else PENDING
     return {

@@ -6,7 +6,7 @@
 
 `step()` never blocks and is called a few times a second; all waiting is the caller's. Everything that is decided is
 decided by the pure machine in `worker_state`; this module only feeds it facts and carries out its actions. One that
-takes a run over begins with what the one before left in `ControllerState`, and asks the workers for the rest.
+takes a run over (`adoption`) begins with what the one before left, and asks the workers for the rest.
 """
 
 from __future__ import annotations
@@ -17,18 +17,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
 from hpc_marl.config import ExperimentConfig, assignment
-from hpc_marl.control.controller_state import ControllerState
+from hpc_marl.control.faults import Faults
 from hpc_marl.control.interfaces import Heartbeat
 from hpc_marl.control.membership import Membership
+from hpc_marl.control.roll_call import RollCall
 from hpc_marl.control.verdict import Phase, Verdict
 from hpc_marl.control.worker_base import WorkerControlPanel
 from hpc_marl.control.worker_state import (
     Action,
     Event,
-    FaultDecision,
     WorkerStatus,
     exit_event,
-    fault_decision,
     heartbeat_event,
     transition,
 )
@@ -41,8 +40,6 @@ _log = logging.getLogger(__name__)
 
 TRAINER = "trainer/0"
 EVALUATOR = "evaluator/0"
-_REFRESH_INTERVAL_S = 0.2  # listing the names of 1000 workers takes a tenth of a second
-_SLOW_REFRESH_INTERVAL_S = 2.0  # while only jobs in the queue are awaited, which may take hours
 _ENDED = (WorkerStatus.COMPLETED, WorkerStatus.INTERRUPTED, WorkerStatus.ERROR, WorkerStatus.LOST)
 
 
@@ -56,7 +53,6 @@ class Controller:
         launcher: how to start and end their processes.
         epoch: the trainers' right to write in their first life; grows with every further one.
         grant: makes a new epoch known before its trainers start, which ends the rights of the one before.
-        adopt: what the controller before this one left behind.
         clock: monotonic seconds.
 
     Attributes:
@@ -64,8 +60,7 @@ class Controller:
         phase: where the run stands.
         is_paused: whether the user has paused the run.
         num_actors: actors that are wanted.
-        epoch: the trainers' newest right to write.
-        restarts: processes launched again.
+        faults: what was done about workers that were gone: epoch, restarts.
         events: sentences about what happened, for the display; the oldest are forgotten.
     """
 
@@ -78,22 +73,31 @@ class Controller:
         *,
         epoch: int,
         grant: Callable[[int], None] = lambda epoch: None,
-        adopt: ControllerState | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.workers = {worker.name: worker for worker in workers}
         self.phase = Phase.STARTING
         self.is_paused = False
-        self.restarts = 0
         self.events: deque[str] = deque(maxlen=1000)
         self._config, self._panel, self._launcher, self._clock = config, panel, launcher, clock
-        self._grant, self.epoch = grant, epoch
+        self._grant = grant
         self.num_actors = sum(worker.kind == "actor" for worker in self.workers.values())
         self._membership = Membership(config, panel, launcher)
+        self.faults = Faults(
+            config,
+            self.workers,
+            panel,
+            launcher,
+            launch=self._launch,
+            feed=self._feed,
+            say=self._say,
+            grant=grant,
+            epoch=epoch,
+            clock=clock,
+        )
         self._verdict: Verdict | None = None
-        self._adopted = adopt
         self._next_keepalive_s = 0.0
-        self._next_refresh_s = 0.0
+        self._roll_call = RollCall(panel, launcher, config.control.connect_timeout_s, clock)
         self._actions: dict[Action, Callable[[WorkerView], None]] = {
             Action.SEND_CONFIGURE: self._send_configure,
             Action.SEND_START: self._mark_configured,
@@ -105,9 +109,7 @@ class Controller:
 
     def launch(self) -> None:
         """Launch every worker, or take over those that another controller has launched."""
-        if self._adopted is not None:
-            self._adopt(self._adopted)
-        self._grant(self.epoch)
+        self._grant(self.faults.epoch)
         for worker in list(self.workers.values()):
             if worker.is_wanted:
                 adopted = worker.adopted
@@ -119,30 +121,22 @@ class Controller:
         self._observe()  # before exits: a last heartbeat says why
         self._take_exits()
         self._take_replies()
-        self._relaunch_due()
+        self.faults.relaunch_due()
         self._start_due()
         self._membership.update(self.workers)
-        self._give_up_hopeless()
+        self.faults.give_up_hopeless()
         self._keep_alive()
-        return self._verdict
+        return self._verdict or self.faults.verdict
 
     def pause(self) -> None:
         """Have everybody stand still after what they are at; `resume` goes on."""
         self.is_paused = True
-        for worker in self.workers.values():
-            if worker.started and worker.is_live:
-                self._panel.async_request(
-                    worker.name, "pause", timeout=self._config.control.request_timeout_s
-                )
+        self._tell_started("pause")
 
     def resume(self) -> None:
         """Go on after `pause`."""
         self.is_paused = False
-        for worker in self.workers.values():
-            if worker.started and worker.is_live:
-                self._panel.async_request(
-                    worker.name, "start", timeout=self._config.control.request_timeout_s
-                )
+        self._tell_started("start")
 
     def scale(self, actors: Iterable[WorkerView]) -> list[str]:
         """Have exactly these actors take part: those that are new start, others leave after what they are at.
@@ -160,7 +154,7 @@ class Controller:
         for worker in leaving:
             worker.drained = True
             if worker.incarnation:
-                self._panel.async_request(worker.name, "exit", timeout=self._config.control.request_timeout_s)
+                self._tell(worker, "exit")
             else:
                 self._launcher.kill(worker.name)
         for name, fresh in wanted.items():
@@ -174,21 +168,6 @@ class Controller:
         self.num_actors = len(wanted)
         self._say(f"{len(wanted)} actors are wanted now")
         return [worker.name for worker in leaving]
-
-    def state(self, run_uuid: str, elapsed_s: float) -> ControllerState:
-        """Return what a successor must know."""
-        views = self.workers.values()
-        return ControllerState(
-            run_uuid=run_uuid,
-            phase=self.phase.value,
-            epoch=self.epoch,
-            actors=self.num_actors,
-            lives={worker.name: worker.life for worker in views},
-            restarts={worker.name: worker.restarts for worker in views if worker.restarts},
-            given_up=[worker.name for worker in views if worker.given_up],
-            elapsed_s=elapsed_s,
-            is_paused=self.is_paused,
-        )
 
     def stop(self, verdict: Verdict | None = None) -> None:
         """Ask every worker to exit, producers first, and kill those that do not in time.
@@ -216,22 +195,11 @@ class Controller:
 
     def _observe(self) -> None:
         """Take in names and heartbeats; names are looked for only while somebody is awaited."""
-        registered = self._registered()
+        registered = self._roll_call.registered(self.workers.values())
         beats = self._panel.heartbeats()
         self._launcher.step(registered, beats)
         self._take_registrations(registered)
         self._take_heartbeats(beats)
-
-    def _registered(self) -> Mapping[str, str]:
-        awaited = any(
-            worker.is_wanted and not worker.configured and not self._launcher.waiting_for(worker.name)
-            for worker in self.workers.values()
-        )
-        now = self._clock()
-        if not (awaited or self._launcher.expects_hosts()) or now < self._next_refresh_s:
-            return {}
-        self._next_refresh_s = now + (_REFRESH_INTERVAL_S if awaited else _SLOW_REFRESH_INTERVAL_S)
-        return self._panel.refresh()
 
     def _take_exits(self) -> None:
         for exit_ in self._launcher.exits():
@@ -257,18 +225,8 @@ class Controller:
             if incarnation != worker.incarnation:
                 worker.incarnation = incarnation
                 self._feed(worker, Event.REGISTERED)
-        now = self._clock()
-        for worker in self.workers.values():
-            expected = (
-                worker.status is WorkerStatus.UNKNOWN and worker.relaunch_s is None and not worker.incarnation
-            )
-            if not expected or not worker.is_wanted:
-                continue
-            if self._launcher.waiting_for(worker.name):
-                worker.launched_s = now  # the queue's time is not the worker's
-            elif (waited := now - worker.launched_s) > self._config.control.connect_timeout_s:
-                worker.last_error = f"did not register within {waited:.0f} s"
-                self._feed(worker, Event.HEARTBEAT_LOST)
+        for worker in self._roll_call.overdue(self.workers.values()):
+            self._feed(worker, Event.HEARTBEAT_LOST)
 
     def _take_heartbeats(self, beats: Mapping[str, Heartbeat]) -> None:
         control = self._config.control
@@ -315,17 +273,6 @@ class Controller:
         else:
             self._send_configure(worker)
 
-    def _adopt(self, left: ControllerState) -> None:
-        self.phase, self.epoch, self.is_paused = Phase(left.phase), left.epoch, left.is_paused
-        if self.phase is Phase.EVALUATING:
-            self.workers[EVALUATOR] = _evaluator()
-        for name, worker in self.workers.items():
-            worker.adopted = name in left.lives
-            worker.life, worker.restarts = left.lives.get(name, 0), left.restarts.get(name, 0)
-            worker.given_up = name in left.given_up
-            if self.phase is Phase.EVALUATING and name != EVALUATOR:
-                worker.drained = True
-
     # ---- actions --------------------------------------------------------------------------------------------------
 
     def _launch(self, worker: WorkerView) -> None:
@@ -344,7 +291,7 @@ class Controller:
         views = self.workers.values()
         actors = len(self._membership.counted(views))
         config = assignment(
-            self._config, worker.name, epoch=self.epoch, life=worker.life, num_actors=max(actors, 1)
+            self._config, worker.name, epoch=self.faults.epoch, life=worker.life, num_actors=max(actors, 1)
         )
         if worker.kind == "trainer":
             config["batches_per_update"] = self._membership.share(worker, views)
@@ -356,6 +303,15 @@ class Controller:
     def _send(self, worker: WorkerView, command: str, **kwargs: object) -> None:
         timeout = self._config.control.request_timeout_s
         worker.pending = (command, self._panel.async_request(worker.name, command, timeout=timeout, **kwargs))
+
+    def _tell(self, worker: WorkerView, command: str) -> None:
+        """Send a command whose answer does not matter."""
+        self._panel.async_request(worker.name, command, timeout=self._config.control.request_timeout_s)
+
+    def _tell_started(self, command: str) -> None:
+        for worker in self.workers.values():
+            if worker.started and worker.is_live:
+                self._tell(worker, command)
 
     def _start_due(self) -> None:
         """Start configured workers; nobody before the quorum is there."""
@@ -377,100 +333,11 @@ class Controller:
     def _decide_fault(self, worker: WorkerView) -> None:
         if self.phase is Phase.FINISHED:
             self._say(f"{worker.name} {worker.status.value} while stopping: {worker.last_error}")
-            return
-        if worker.relaunch_s is not None or not worker.is_wanted:
-            return
-        self._panel.disconnect(worker.name)
-        worker.end_life()
-        ended = f"{worker.name} {worker.status.value}{': ' + worker.last_error if worker.last_error else ''}"
-        # Who was told to end, by a signal or by losing its place, has not failed.
-        excused = bool(worker.displaced) or worker.status is WorkerStatus.INTERRUPTED
-        decision = FaultDecision.RESPAWN
-        if not excused:
-            decision = fault_decision(
-                worker.kind,
-                restarts=worker.max_restarts - worker.restarts_left,
-                max_restarts=worker.max_restarts,
-                live_actors=self._num_live_actors(),
-                min_actors=self._config.actors.min_actors,
-            )
-        if decision is FaultDecision.RESPAWN:
-            worker.schedule_relaunch(self._clock(), displaced=excused)
-            if not worker.displaced:  # a lost place is told once, not for each of its workers
-                self._say(f"{ended}; it is started again")
-            self._restart_fellows(worker)
-        elif decision is FaultDecision.CONTINUE_WITHOUT:
-            self._say(f"{ended}; training goes on without it")
-            self._feed(worker, Event.GIVEN_UP)
         else:
-            self._verdict = Verdict(WorkerStatus.ERROR, f"{ended}; the run cannot go on without it")
-
-    def _restart_fellows(self, worker: WorkerView) -> None:
-        """Trainers share every update: where one ends, all go on together from the last checkpoint."""
-        if worker.kind != "trainer":
-            return
-        for fellow in self._trainers():
-            if fellow.relaunch_s is None and fellow.status is not WorkerStatus.COMPLETED:
-                self._launcher.interrupt(fellow.name)
-                fellow.last_error = f"restarts with {worker.name}"
-                self._feed(fellow, Event.PROCESS_INTERRUPTED)
-
-    def _relaunch_due(self) -> None:
-        trainers = self._trainers()
-        for worker in self.workers.values():
-            if worker.relaunch_s is None or self._verdict is not None or not self._may_relaunch(worker):
-                continue
-            if worker.kind != "trainer":
-                self._relaunch(worker)
-            elif all(t.relaunch_s is not None and self._may_relaunch(t) for t in trainers):
-                self.epoch += 1
-                self._grant(self.epoch)
-                for trainer in trainers:
-                    self._relaunch(trainer)
-
-    def _may_relaunch(self, worker: WorkerView) -> bool:
-        """Whether it is time to, and the process before is gone."""
-        now = self._clock()
-        assert worker.relaunch_s is not None
-        if now < worker.relaunch_s:
-            return False
-        if self._launcher.is_alive(worker.name):
-            if now < worker.relaunch_s + self._config.control.stop_timeout_s:
-                return False
-            self._launcher.kill(worker.name)
-        return True
-
-    def _relaunch(self, worker: WorkerView) -> None:
-        self.restarts += 1
-        worker.last_error = worker.displaced = ""
-        self._launch(worker)
-        self._feed(worker, Event.RESPAWNED)
+            self.faults.decide(worker)
 
     def _forget(self, worker: WorkerView) -> None:
         worker.given_up = True
-
-    def _give_up_hopeless(self) -> None:
-        """See who waits for a place that will not come."""
-        if self.phase is Phase.FINISHED or self._verdict is not None:
-            return
-        for worker in self.workers.values():
-            if (
-                not worker.is_wanted
-                or worker.incarnation
-                or not (why := self._launcher.hopeless(worker.name))
-            ):
-                continue
-            if worker.kind == "actor" and self._num_live_actors() >= self._config.actors.min_actors:
-                worker.given_up = True
-                self._say(f"{worker.name}: {why}; training goes on without it")
-            else:
-                self._verdict = Verdict(WorkerStatus.ERROR, f"{worker.name}: {why}")
-
-    def _num_live_actors(self) -> int:
-        return sum(worker.is_live for worker in self.workers.values() if worker.kind == "actor")
-
-    def _trainers(self) -> list[WorkerView]:
-        return [worker for worker in self.workers.values() if worker.kind == "trainer"]
 
     def _check_run(self, worker: WorkerView) -> None:
         """The trainer's end ends training; the evaluator's end ends the run."""
@@ -486,7 +353,7 @@ class Controller:
             worker.drained = True
         self._launcher.release_actors()
         self.phase = Phase.EVALUATING
-        self.workers[EVALUATOR] = evaluator = _evaluator()
+        self.workers[EVALUATOR] = evaluator = evaluator_view()
         self._launch(evaluator)
 
     def _exit_and_wait(self, names: list[str]) -> None:
@@ -515,14 +382,15 @@ class Controller:
         self._next_keepalive_s = self._clock() + self._config.control.orphan_grace_s / 4
         for worker in self.workers.values():
             if worker.incarnation and worker.pending is None and worker.status not in _ENDED:
-                self._panel.async_request(worker.name, "ping", timeout=self._config.control.request_timeout_s)
+                self._tell(worker, "ping")
 
     def _say(self, text: str) -> None:
         _log.info("%s", text)
         self.events.append(text)
 
 
-def _evaluator() -> WorkerView:
+def evaluator_view() -> WorkerView:
+    """Return a view of the evaluator, not yet launched."""
     return WorkerView(EVALUATOR, max_restarts=2, num_threads=1)
 
 

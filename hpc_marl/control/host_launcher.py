@@ -13,41 +13,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 
-from hpc_marl.base.jobs import JobReport, JobService, JobState
+from hpc_marl.base.jobs import JobService, JobState
 from hpc_marl.control.interfaces import Heartbeat, WorkerControlPanel
+from hpc_marl.control.slot_jobs import Patience, SlotJobs
 from hpc_marl.control.slot_view import Launch, SlotSpec, SlotView, parse_children
 from hpc_marl.control.worker_state import WorkerStatus
 from hpc_marl.control.worker_view import ProcessExit
-from hpc_marl.errors import HpcMarlError, LaunchError
+from hpc_marl.errors import HpcMarlError
 
 _log = logging.getLogger(__name__)
 
-_RESUBMIT_PAUSE_S = (0.0, 10.0, 60.0, 300.0)
+_PING_INTERVAL_S = 4.0
 _ENDED = (WorkerStatus.COMPLETED, WorkerStatus.INTERRUPTED, WorkerStatus.ERROR)
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long the launcher waits for what.
-
-    Attributes:
-        host_silence_s: a host that was silent for longer is lost; above the workers' own orphan grace.
-        registration_s: from a job's start to its host's first word.
-        request_s: for a host's answer to one command.
-        max_resubmissions: of one slot.
-        core_away_s: actors are sent home when no core host was there for so long.
-        heard_lately_s: a host heard within this time is reachable; a few heartbeat intervals.
-    """
-
-    host_silence_s: float
-    registration_s: float
-    request_s: float
-    max_resubmissions: int
-    core_away_s: float
-    heard_lately_s: float = 5.0
 
 
 class HostLauncher:
@@ -63,6 +42,7 @@ class HostLauncher:
 
     Attributes:
         slots: by index.
+        jobs: sees to what fills them.
     """
 
     def __init__(
@@ -76,12 +56,14 @@ class HostLauncher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.slots = {spec.index: SlotView(spec) for spec in slots}
-        self._panel, self._jobs, self._patience = panel, jobs, patience
+        self._panel, self._patience = panel, patience
+        self.jobs = SlotJobs(self.slots, panel, jobs, patience, say=say, clock=clock)
         self._say, self._clock = say, clock
         self._slot_of = {name: spec.index for spec in self._specs() for name in spec.workers}
         self._exits: list[ProcessExit] = []
         self._core_seen_s = clock()
         self._closing = False
+        self._ping_s: dict[str, float] = {}
 
     # ---- the Launcher's side -----------------------------------------------------------------------------------------
 
@@ -109,7 +91,7 @@ class HostLauncher:
         slot = self._place(worker_name)
         if slot.is_up:
             return ""
-        report = self._jobs.report(slot.spec.index)
+        report = self.jobs.report(slot.spec.index)
         if slot.lost or report is None or report.state.is_final:
             return slot.lost or "submission"
         # A job that runs for the first time is as good as there: its host is only starting.
@@ -161,29 +143,31 @@ class HostLauncher:
             self._displace(slot, "its slot was given back")
             if slot.is_up:
                 self._panel.async_request(slot.spec.host, "exit", timeout=self._patience.request_s)
-        self._drop([slot for slot in given if not slot.is_up])
-
-    def report(self, index: int) -> JobReport | None:
-        """Return what the queue says of a slot's job."""
-        return self._jobs.report(index)
+        self.jobs.drop([slot for slot in given if not slot.is_up])
 
     def place_of(self, worker_name: str) -> SlotView:
         """Return the slot in which a worker runs."""
         return self._place(worker_name)
 
-    def end_hosts(self, timeout_s: float) -> None:
-        """Have all hosts end, and cancel what is left of the jobs; returns once no host is heard, or after the time."""
+    def end_hosts(self, timeout_s: float, own: str = "") -> None:
+        """Have all hosts end, and cancel what is left of the jobs; returns once no host is heard, or after the time.
+
+        Args:
+            timeout_s: to wait.
+            own: the host under which this process runs: it waits for us, and its job must not be cancelled.
+        """
         self._closing = True
         connected = [slot.spec.host for slot in self.slots.values() if slot.incarnation]
         if connected:
             self._panel.group_request("exit", worker_names=connected, timeout=min(timeout_s, 10.0))
         deadline = self._clock() + timeout_s
-        while any(self._is_heard(name) for name in connected) and self._clock() < deadline:
+        others = [name for name in connected if name != own]
+        while any(self._is_heard(name) for name in others) and self._clock() < deadline:
             time.sleep(0.05)
-        self._jobs.poll()
-        left = [i for i in self.slots if (r := self._jobs.report(i)) is not None and not r.state.is_final]
-        if left:
-            self._jobs.cancel(left)
+        if not own:
+            self.jobs.drop_all()
+        else:
+            self.jobs.drop(slot for slot in self.slots.values() if slot.spec.host not in connected)
 
     # ---- one step ----------------------------------------------------------------------------------------------------
 
@@ -192,10 +176,11 @@ class HostLauncher:
         for slot in self.slots.values():
             self._take_host(slot, registered.get(slot.spec.host, ""), heartbeats.get(slot.spec.host))
             self._reconcile(slot)
-        self._jobs.poll()
+            self._keep_alive(slot)
+        self.jobs.poll()
         if not self._closing:
             self._see_to_core()
-            self._see_to_jobs()
+            self.jobs.fill()
 
     def _take_host(self, slot: SlotView, incarnation: str, beat: Heartbeat | None) -> None:
         if incarnation and incarnation != slot.incarnation:
@@ -245,12 +230,14 @@ class HostLauncher:
                 self._exits.append(ProcessExit(name, -9, displaced=why))
         slot.wanted.clear()
 
-    def _drop(self, slots: Sequence[SlotView]) -> None:
-        """Cancel the jobs of slots."""
-        for slot in slots:
-            slot.dropped = True
-        if slots:
-            self._jobs.cancel([slot.spec.index for slot in slots])
+    def _keep_alive(self, slot: SlotView) -> None:
+        """Speak to a host now and then: it ends when no controller does; the first one starts a deputy soon."""
+        name, now = slot.spec.host, self._clock()
+        if not slot.is_up or now < self._ping_s.get(name, 0.0):
+            return
+        interval_s = _PING_INTERVAL_S if slot.spec.index == 0 else self._patience.host_grace_s / 4
+        self._ping_s[name] = now + interval_s
+        self._panel.async_request(name, "ping", timeout=self._patience.request_s)
 
     def _reconcile(self, slot: SlotView) -> None:
         """Compare what runs in a slot with what should."""
@@ -310,94 +297,6 @@ class HostLauncher:
                     f"the core has been away for {now - self._core_seen_s:.0f} s: actors free their CPUs"
                 )
                 self.release(up)
-
-    def _see_to_jobs(self) -> None:
-        """Submit what is to be filled and has no job, or none any more."""
-        due: list[int] = []
-        for unit in dict.fromkeys(slot.spec.unit for slot in self.slots.values()):
-            slots = [self.slots[index] for index in unit]
-            if all(slot.parked or not slot.wanted for slot in slots) or any(slot.hopeless for slot in slots):
-                continue
-            if self._needs_job(slots):
-                due += unit
-        if due:
-            self._submit(due)
-
-    def _needs_job(self, slots: Sequence[SlotView]) -> bool:
-        """Whether the job of a unit has to be submitted (again) now."""
-        report = self._jobs.report(slots[0].spec.index)
-        up = [slot for slot in slots if slot.is_up]
-        if report is None:
-            return not up and self._may_submit(slots, "")
-        if report.state is JobState.FORGOTTEN and up:
-            self._vacate(up, f"the queue does not know its job {report.job_id} any more")
-            return False
-        if up:
-            return False
-        if report.state is JobState.RUNNING:
-            return self._is_overdue(slots, report)
-        slots[0].seen_running_s = None
-        if report.state is JobState.CANCELLED and not slots[0].dropped:
-            for slot in slots:
-                slot.hopeless = f"its job {report.job_id} was cancelled"
-            return False
-        return report.state.is_final and self._may_submit(
-            slots, f"its job {report.job_id} {report.state.value}"
-        )
-
-    def _is_overdue(self, slots: Sequence[SlotView], report: JobReport) -> bool:
-        """A job runs, but no host has registered: its node may be broken, or its environment wrong."""
-        now = self._clock()
-        first = slots[0]
-        if first.seen_running_s is None:
-            first.seen_running_s = now
-        if now - first.seen_running_s < self._patience.registration_s:
-            return False
-        self._say(
-            f"{first.spec.host} did not register within {self._patience.registration_s:g} s although its job "
-            f"{report.job_id} runs on {report.node}: see logs/jobs; the job is cancelled"
-        )
-        first.seen_running_s = None
-        self._drop(slots)
-        return self._may_submit(slots, "no host process registered")
-
-    def _may_submit(self, slots: Sequence[SlotView], why: str) -> bool:
-        """Whether the budget and the pause between two submissions allow another one."""
-        now = self._clock()
-        if slots[0].submissions > self._patience.max_resubmissions:
-            for slot in slots:
-                slot.hopeless = f"{why or 'no job'}, and it was submitted {slot.submissions} times already"
-            return False
-        if slots[0].resubmit_s == 0.0:
-            pause = _RESUBMIT_PAUSE_S[min(slots[0].submissions, len(_RESUBMIT_PAUSE_S) - 1)]
-            slots[0].resubmit_s = now + pause
-            if why:
-                self._say(f"{slots[0].spec.host}: {why}; it is submitted again")
-        return now >= slots[0].resubmit_s
-
-    def _submit(self, indices: Sequence[int]) -> None:
-        for index in indices:
-            slot = self.slots[index]
-            slot.resubmit_s, slot.dropped = 0.0, False
-            slot.submissions += 1
-        try:
-            self._jobs.submit(indices)
-        except LaunchError as error:
-            self._say(f"submission failed: {error}")
-            for index in indices:
-                slot = self.slots[index]
-                slot.resubmit_s = self._clock() + _RESUBMIT_PAUSE_S[min(slot.submissions, 3)]
-                if slot.submissions > self._patience.max_resubmissions:
-                    slot.hopeless = f"its job was refused: {error}"
-
-    def _vacate(self, slots: Sequence[SlotView], why: str) -> None:
-        """Have hosts save and go."""
-        for slot in slots:
-            if "exit" not in slot.pending:
-                self._say(f"{slot.spec.host}: {why}; its processes end, and it is submitted anew")
-                slot.pending["exit"] = self._panel.async_request(
-                    slot.spec.host, "interrupt", timeout=self._patience.request_s
-                )
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
