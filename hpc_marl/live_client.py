@@ -19,7 +19,7 @@ from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.control.panel import ZmqWorkerControl
 from hpc_marl.errors import (
     ConfigError,
-    NameWaitTimeoutError,
+    NameResolveError,
     NoControllerError,
     RemoteError,
     RpcError,
@@ -27,7 +27,7 @@ from hpc_marl.errors import (
     SecurityError,
     StalePeerError,
 )
-from hpc_marl.trial_files import read_verdict
+from hpc_marl.trial_files import queue_jobs, read_verdict
 
 CONTROLLER = "controller"
 _TIMEOUT_S = 5.0
@@ -77,14 +77,17 @@ class LiveController:
             if error.remote_type == ConfigError.__name__:
                 raise ConfigError(str(error.args[0])) from error
             raise RpcError(f"the controller could not {command}: {error.args[0]}") from error
-        except (RpcTimeoutError, StalePeerError) as error:
+        except (RpcTimeoutError, StalePeerError, NameResolveError) as error:
             raise NoControllerError(self._unreachable(error)) from error
 
     def _unreachable(self, error: Exception) -> str:
-        name = _name(self._directory)
-        record = self._context.lookup(_key(self._directory))
+        name, launch = _name(self._directory), read_launch_record(self._directory)
+        try:
+            record = self._context.lookup(_key(self._directory))
+        except NameResolveError:
+            record = None  # The names are removed at the end of a run.
         if record is None or read_verdict(self._directory) is not None:
-            return _nobody(self._directory, read_launch_record(self._directory))
+            return _nobody(self._directory, launch)
         return (
             f"the controller of {name} (process {record.pid} at {', '.join(record.hosts)} port {record.port}) does "
             f"not answer {socket.gethostname()}: {error}; if it is gone, or cannot be reached from here, take over by "
@@ -113,7 +116,7 @@ def live_controller(directory: RunDirectory, *, timeout_s: float = _TIMEOUT_S) -
         with ZmqWorkerControl(experiment, trial, context=context, timeout=timeout_s) as panel:
             try:
                 panel.connect([CONTROLLER], timeout=min(timeout_s, _WAIT_FOR_NAME_S))
-            except NameWaitTimeoutError as error:
+            except NameResolveError as error:
                 raise NoControllerError(_nobody(directory, record)) from error
             yield LiveController(panel, directory, context, timeout_s)
 
@@ -135,7 +138,7 @@ def _nobody(directory: RunDirectory, record: LaunchRecord) -> str:
         return f"no controller drives {name}: it has ended {verdict}"
     if not directory.auth(record.run_uuid).is_dir():
         return f"no controller drives {name}: its keys are gone, so it has ended, without a verdict"
-    jobs = ", ".join(job.job_id for job in record.jobs)
+    jobs = ", ".join(queue_jobs(record))
     goes_on = f"its jobs {jobs} may still run" if jobs else f"it was started on {record.host}"
     return f"no controller drives {name}: {goes_on}; take over by `hpc-marl attach {name}`"
 

@@ -14,7 +14,7 @@ from hpc_marl.command_line import run_command, trial_parser
 from hpc_marl.errors import ConfigError, LaunchError, NoControllerError
 from hpc_marl.exit_codes import EXIT_FAILED
 from hpc_marl.live_client import LiveController, live_controller
-from hpc_marl.trial_files import VerdictRecord, read_verdict
+from hpc_marl.trial_files import VerdictRecord, queue_jobs, read_verdict
 from hpc_marl.trial_reference import find_trial
 
 # The trainer answers between two updates, and a checkpoint may have to be written first.
@@ -176,8 +176,7 @@ def _wait_for_verdict(
 def _cancel_jobs(directory: RunDirectory, why: NoControllerError, *, is_confirmed: bool) -> int:
     """Cancel what launch.json lists, because nobody drives the run."""
     name = _name(directory)
-    # The elements of an array and the components of a heterogeneous job go with their leader.
-    jobs = list(dict.fromkeys(job.job_id.split("+")[0] for job in read_launch_record(directory).jobs))
+    jobs = queue_jobs(read_launch_record(directory))
     if not jobs:
         raise NoControllerError(f"{why}; launch.json lists no jobs to cancel")
     sys.stderr.write(f"{why}\n")

@@ -10,7 +10,7 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import psutil
@@ -18,16 +18,14 @@ import psutil
 from hpc_marl.base.launch_record import JobRecord, LaunchRecord, read_launch_record
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.base.telemetry import METRICS_FILE
-from hpc_marl.errors import HpcMarlError
+from hpc_marl.control.controller_state import ControllerState, read_controller_state
+from hpc_marl.errors import ConfigError, HpcMarlError
 from hpc_marl.report import Evaluation, read_evaluation
 
 # Some fifty rows: enough for a mean return that does not jump.
 _TAIL_BYTES = 16 * 1024
 _RECENT_EPISODES = 200
 _TOTAL = re.compile(r'^\s*"?total_env_steps"?\s*:\s*([\d_]+)', re.MULTILINE)
-
-
-_Record = TypeVar("_Record")
 
 
 class VerdictRecord(msgspec.Struct, frozen=True):
@@ -40,15 +38,6 @@ class VerdictRecord(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.status}: {self.reason}" if self.reason else self.status
-
-
-class ControllerRecord(msgspec.Struct, frozen=True):
-    """What is needed here of state/controller.json, which the controller writes on changes."""
-
-    phase: str = ""
-    updated: float = 0.0
-    host: str = ""
-    pid: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,7 +91,7 @@ def trial_facts(directory: RunDirectory) -> TrialFacts:
         ConfigError: it has no launch.json, or that is not one.
     """
     record = read_launch_record(directory)
-    verdict, controller = read_verdict(directory), _read_controller(directory)
+    verdict, controller = read_verdict(directory), _controller_or_none(directory, record)
     metrics_file = directory.metrics / METRICS_FILE
     rows = _newest_rows(metrics_file)
     newest = rows[-1] if rows else {}
@@ -111,8 +100,8 @@ def trial_facts(directory: RunDirectory) -> TrialFacts:
     return TrialFacts(
         directory=directory,
         state=_state(directory, record, verdict, controller, evaluation is not None),
-        phase=controller.phase,
-        host=controller.host or record.host,
+        phase="paused" if controller and controller.is_paused else controller.phase if controller else "",
+        host=controller.host if controller else record.host,
         verdict=verdict,
         env_steps=int(newest.get("env_steps") or 0),
         total_env_steps=_total_env_steps(directory.config_file),
@@ -123,7 +112,7 @@ def trial_facts(directory: RunDirectory) -> TrialFacts:
         train_time_s=float(newest.get("time_s") or 0.0),
         evaluation=evaluation,
         jobs=tuple(record.jobs),
-        age_s=max(0.0, time.time() - max(*times, controller.updated)),
+        age_s=max(0.0, time.time() - max(*times, controller.updated if controller else 0.0)),
     )
 
 
@@ -135,7 +124,19 @@ def read_verdict(directory: RunDirectory) -> VerdictRecord | None:
     # Opening the directory makes NFS ask again for a file that was missing a moment ago.
     with contextlib.suppress(OSError):
         os.close(os.open(directory.state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-    return _decoded(directory.verdict_file, VerdictRecord)
+    try:
+        return msgspec.json.decode(directory.verdict_file.read_bytes(), type=VerdictRecord)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def queue_jobs(record: LaunchRecord) -> list[str]:
+    """Return the jobs of a launch that a queue knows, as scancel takes them; processes of one machine are none.
+
+    The elements of an array and the components of a heterogeneous job go with their leader.
+    """
+    ids = dict.fromkeys(job.job_id.split("+")[0] for job in record.jobs)
+    return [job_id for job_id in ids if job_id[:1].isdigit()]
 
 
 def launcher_is_alive(record: LaunchRecord) -> bool | None:
@@ -152,7 +153,7 @@ def _state(
     directory: RunDirectory,
     record: LaunchRecord,
     verdict: VerdictRecord | None,
-    controller: ControllerRecord,
+    controller: ControllerState | None,
     is_evaluated: bool,
 ) -> str:
     if verdict is not None:
@@ -160,22 +161,18 @@ def _state(
     if not directory.run(record.run_uuid).is_dir():  # removed at the end of a run
         return "completed" if is_evaluated else "interrupted"
     # Jobs outlive the process that submitted them; processes of this machine do not.
-    if not record.jobs and launcher_is_alive(record) is False:
+    if not queue_jobs(record) and launcher_is_alive(record) is False:
         return "interrupted"
     launched, learned = _mtime(directory.launch_file), _mtime(directory.metrics / METRICS_FILE)
-    starting = controller.phase == "starting" or (not controller.phase and learned < launched)
+    starting = controller.phase == "starting" if controller else learned < launched
     return "pending" if starting else "running"
 
 
-def _read_controller(directory: RunDirectory) -> ControllerRecord:
-    return _decoded(directory.controller_file, ControllerRecord) or ControllerRecord()
-
-
-def _decoded(path: Path, kind: type[_Record]) -> _Record | None:
+def _controller_or_none(directory: RunDirectory, record: LaunchRecord) -> ControllerState | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.MsgspecError):
-        return None  # not there, or of another version: as good as none
+        return read_controller_state(directory, record.run_uuid)
+    except ConfigError:
+        return None  # of another version: as good as none
 
 
 def _evaluation_or_none(directory: RunDirectory) -> Evaluation | None:

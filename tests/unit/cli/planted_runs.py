@@ -14,6 +14,7 @@ from hpc_marl.base.launch_record import JobRecord, LaunchRecord, write_launch_re
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.base.security import create_keyring
+from hpc_marl.control.controller_state import ControllerState, write_controller_state
 from hpc_marl.control.worker_control import ZmqServer
 
 RUN_UUID = "0123456789abcdef0123456789abcdef"
@@ -68,9 +69,7 @@ def plant(
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (directory.metrics / "metrics.jsonl").write_text(text)
     if phase:
-        directory.controller_file.write_text(
-            json.dumps({"phase": phase, "host": "head", "pid": 7, "lives": {}})
-        )
+        write_controller_state(directory, ControllerState(run_uuid=RUN_UUID, phase=phase))
     if verdict:
         plant_verdict(directory, verdict)
     if is_open:

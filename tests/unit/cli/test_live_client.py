@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,18 @@ def test_the_client_goes_on_with_the_next_controller(tmp_path: Path):
         with FakeController(directory, status=lambda: {"n": 2}):
             first.__exit__()
             assert controller.request("status", timeout=1.0) == {"n": 2}
+
+
+def test_a_run_may_end_while_it_is_asked(tmp_path: Path):
+    directory = plant(tmp_path)
+    with ExitStack() as stack:
+        controller = stack.enter_context(FakeController(directory, status=dict))
+        client = stack.enter_context(live_controller(directory))
+        assert client.status() == {}
+        controller.__exit__()
+        directory.forget_run(RUN_UUID)
+        with pytest.raises(NoControllerError, match="its keys are gone, so it has ended"):
+            client.request("status", timeout=0.1)
 
 
 def test_an_unknown_command_lists_those_there_are(tmp_path: Path):

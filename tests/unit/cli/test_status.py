@@ -131,10 +131,11 @@ def test_list_has_every_trial_newest_first(tmp_path: Path, capsys: pytest.Captur
         ({}, "pending"),
         ({"rows": [ROW]}, "running"),
         ({"rows": [ROW], "launched": 4e9}, "pending"),
-        ({"phase": "paused"}, "running"),
+        ({"phase": "evaluating"}, "running"),
         ({"is_open": False}, "interrupted"),
         ({"host": this_host(), "rows": [ROW]}, "interrupted"),
         ({"host": this_host(), "rows": [ROW], "jobs": [job()]}, "running"),
+        ({"host": this_host(), "rows": [ROW], "jobs": [job("local-1")]}, "interrupted"),
     ],
     ids=str,
 )

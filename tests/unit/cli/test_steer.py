@@ -172,6 +172,6 @@ def test_what_scancel_says_is_shown(
 
 
 def test_there_may_be_nothing_to_cancel(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    plant(tmp_path)
+    plant(tmp_path, jobs=[job("local-1")])
     assert main(["cancel", "foraging", "--root", str(tmp_path), "--yes"]) == 1
     assert "launch.json lists no jobs to cancel" in capsys.readouterr().err
