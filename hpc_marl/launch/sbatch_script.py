@@ -153,6 +153,8 @@ def script_text(
 def _environment_lines(cluster: ClusterConfig) -> list[str]:
     lines = ["export PYTHONUNBUFFERED=1"]
     lines.append(f"export {' '.join(f'{name}=1' for name in _THREAD_VARIABLES)}")
+    # The host process goes by the clock too, because a signal can get lost.
+    lines.append(f"export HPC_MARL_SIGNAL_LEAD_S={cluster.signal_lead_s}")
     lines += [_export(name, value) for name, value in cluster.environment.items()]
     return [*lines, *(f"unset {names}" for names in _UNSET)]
 
@@ -178,7 +180,8 @@ def _srun(
     het_group: int | None,
 ) -> str:
     options = [] if het_group is None else [f"--het-group={het_group}"]
-    options += ["--unbuffered", "--cpu-bind=none"]
+    # Not --unbuffered: it makes the output a terminal, which programs then draw on. PYTHONUNBUFFERED does without.
+    options.append("--cpu-bind=none")
     if len(job.slots) > 1 and not job.is_array:
         # One host process that fails leaves the others at their work: its workers are started again.
         options.append("--kill-on-bad-exit=0")
