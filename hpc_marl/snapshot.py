@@ -134,7 +134,7 @@ def _worker(worker: WorkerView, launcher: HostLauncher) -> dict[str, Any]:
         "slot": slot.spec.index,
         "life": worker.life,
         "node": slot.metric("node", ""),
-        "waiting": launcher.waiting_for(worker.name),
+        "waiting": launcher.waiting_for(worker.name) if worker.is_wanted else "",
         "cpu_percent": slot.metric(f"cpu/{worker.name}"),
         "rss_mb": slot.metric(f"rss/{worker.name}"),
         "metrics": dict(worker.metrics),
@@ -153,7 +153,13 @@ def _slot(slot: SlotView, launcher: HostLauncher) -> dict[str, Any]:
         "node": slot.metric("node") or (report.node if report else ""),
         "job_id": slot.metric("job_id") or (report.job_id if report else ""),
         # A host that is heard runs, whatever the queue said a minute ago.
-        "job_state": "RUNNING" if slot.is_up else report.state.value if report else "",
+        "job_state": "RUNNING"
+        if slot.is_up
+        else DRAINED
+        if slot.parked
+        else report.state.value
+        if report
+        else "",
         "reason": "" if slot.is_up else (report.reason if report else slot.lost),
         "expected_start": "" if slot.is_up or report is None else report.expected_start,
         "time_left_s": None if left_s is None or left_s < 0 else left_s,
