@@ -46,8 +46,13 @@ class TrainingRows:
         """Return the rows of `index` [R'], copied."""
         return self.map(lambda x: x.index_select(0, index), lambda x: x.index_select(1, index))
 
-    def minibatches(self, count: int, generator: torch.Generator) -> Iterator[TrainingRows]:
-        """Yield `count` disjoint parts of about equal size, in random order; one part is all, as it is."""
+    def minibatches(
+        self, count: int, generator: torch.Generator, *, keep_empty: bool = False
+    ) -> Iterator[TrainingRows]:
+        """Yield `count` disjoint parts of about equal size, in random order; one part is all, as it is.
+
+        Where there are fewer rows than parts, some are empty: left out, unless `keep_empty`.
+        """
         if count == 1:
             yield self
             return
@@ -56,7 +61,7 @@ class TrainingRows:
         shuffled = self.select(order)
         for part in range(count):
             piece = slice(len(self) * part // count, len(self) * (part + 1) // count)
-            if piece.start < piece.stop:
+            if piece.start < piece.stop or keep_empty:
                 yield _slice(shuffled, piece)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,12 +40,20 @@ class RunningMoments:
             return 1.0
         return float(np.sqrt(max(self._sums[1] / self._sums[2] - self.mean**2, _MIN_VARIANCE)))
 
-    def update(self, values: NDArray[Any]) -> None:
-        """Take in the numbers of one update; an empty array changes nothing."""
-        if values.size:
-            exact = values.astype(np.float64)
+    def update(
+        self, values: NDArray[Any], sums: Callable[..., Sequence[float]] = lambda *values: values
+    ) -> None:
+        """Take in the numbers of one update; none at all change nothing.
+
+        Args:
+            values: of this process.
+            sums: adds up numbers over all processes that keep these moments.
+        """
+        exact = values.astype(np.float64)
+        count, total, squares = sums(exact.size, float(exact.sum()), float(np.square(exact).sum()))
+        if count:
             self._sums *= _DECAY
-            self._sums += np.array([exact.mean(), np.square(exact).mean(), 1.0])
+            self._sums += np.array([total / count, squares / count, 1.0])
 
     def normalize(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return (values - mean) / std."""

@@ -15,11 +15,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpc_marl.algorithms.losses import clipped_surrogate, value_loss
 from hpc_marl.algorithms.minibatches import BatchTensors, TrainingRows
 from hpc_marl.algorithms.normalization import RunningMoments, rescale_head
+from hpc_marl.algorithms.ranks import Ranks
 from hpc_marl.algorithms.returns import Estimates, Trajectory, gae, vtrace
 from hpc_marl.config.algorithm import PPOConfig
 from hpc_marl.data.samples import SampleBatch
@@ -54,6 +55,9 @@ class PPO:
 
     Equal seeds and equal batches give equal weights, bit for bit, on one machine and device.
 
+    With several `ranks` each learns from batches of its own, and all from the same statistics and the same mean
+    gradient: they stay copies of each other. One minibatch is then the union of the ranks' minibatches.
+
     Args:
         config: hyper-parameters.
         spec: the policy; its `critic` must be `config.critic`.
@@ -62,6 +66,7 @@ class PPO:
         device: torch device.
         seed: of initial weights and minibatch order.
         num_threads: torch's threads in this process; more than one per free core makes updates much slower.
+        ranks: the trainers that learn this policy together; None: this one alone.
     """
 
     def __init__(
@@ -74,6 +79,7 @@ class PPO:
         device: str = "cpu",
         seed: int = 0,
         num_threads: int = 1,
+        ranks: Ranks | None = None,
     ) -> None:
         torch.set_num_threads(num_threads)
         self.config = config
@@ -85,6 +91,8 @@ class PPO:
         self._generator = torch.Generator().manual_seed(seed)
         self.model = ActorCritic(spec, seed).to(self._device)
         self._parameters = dict(self.model.named_parameters())
+        self._ranks = Ranks() if ranks is None else ranks
+        self._evaluation = self._ranks.wrap(_Evaluation(self.model))
         self._optimizer = torch.optim.Adam(
             self._parameters.values(), lr=config.learning_rate, eps=config.adam_eps, fused=True
         )
@@ -98,9 +106,9 @@ class PPO:
             env_steps_done: environment steps trained on before this batch; sets the learning rate.
 
         Returns:
-            Metrics of this update. `skipped_updates` is 1 where the batch held numbers that are not finite
-            (or no live agent) and nothing was learned; `skipped_minibatches` counts steps left out because of
-            such a loss or gradient.
+            Metrics of this update, of all ranks together. `skipped_updates` is 1 where a batch held numbers
+            that are not finite (or none a live agent) and nothing was learned; `skipped_minibatches` counts
+            steps left out because of such a loss or gradient.
         """
         learning_rate = self._set_learning_rate(env_steps_done)
         tensors = BatchTensors(batch, self.model, self.config.memory_chunk_length, self._device)
@@ -109,9 +117,11 @@ class PPO:
         alive = batch.alive[:-1]
         targets, metrics = self._estimate(batch, value, log_prob)
         metrics |= {"learning_rate": learning_rate, "skipped_updates": 0.0, "skipped_minibatches": 0.0}
-        if not alive.any() or not all(np.isfinite(array).all() for array in targets):
+        is_finite = all(np.isfinite(array).all() for array in targets)
+        num_alive, num_broken = self._ranks.sums(float(alive.sum()), float(not is_finite))
+        if not num_alive or num_broken:
             return metrics | {"skipped_updates": 1.0}
-        metrics |= _fit_metrics(targets, alive)
+        metrics |= self._fit_metrics(targets, alive)
         rows = tensors.rows(inputs, [*self._normalize(targets, alive), alive.astype(np.float32)])
         return metrics | self._optimize(rows)
 
@@ -200,7 +210,7 @@ class PPO:
             old_log_prob = np.where(alive, log_prob, np.float32(0))
             ratio = np.exp(np.clip(old_log_prob - behaviour_log_prob, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
             estimates, importance = self._corrected(trajectory, ratio)
-            metrics = _ratio_metrics(ratio[alive], config.vtrace_rho_max)
+            metrics = self._ratio_metrics(ratio[alive].astype(np.float64))
         zero = np.float32(0)
         target = np.where(alive, estimates.value_target, zero)
         old_value = np.where(alive, value[:-1], zero)
@@ -231,11 +241,12 @@ class PPO:
         advantage, target, old_value = targets.advantage, targets.value_target, targets.old_value
         if self.config.normalize_advantage:
             valid = advantage[alive].astype(np.float64)  # squares of large rewards overflow float32
-            centred = (advantage - np.float32(valid.mean())) / np.float32(valid.std() + 1e-8)
+            mean, variance = self._ranks.moments(valid)
+            centred = (advantage - np.float32(mean)) / np.float32(math.sqrt(variance) + 1e-8)
             advantage = np.where(alive, centred, np.float32(0))
         if self._moments is not None:
             old_mean, old_std = self._moments.mean, self._moments.std
-            self._moments.update(target[alive])
+            self._moments.update(target[alive], self._ranks.sums)
             if self.config.value_normalization == "popart":
                 rescale_head(self.model.critic.head, old_mean, old_std, self._moments.mean, self._moments.std)
             target, old_value = self._moments.normalize(target), self._moments.normalize(old_value)
@@ -246,21 +257,23 @@ class PPO:
         grad_norms: list[float] = []
         log_ratios: list[tuple[Tensor, Tensor]] = []
         skipped = 0
+        generator, together = self._ranks.generator(self._generator), self._ranks.size > 1
         for epoch in range(self.config.num_epochs):
-            for minibatch in rows.minibatches(self.config.num_minibatches, self._generator):
+            for minibatch in rows.minibatches(self.config.num_minibatches, generator, keep_empty=together):
                 loss, parts, log_ratio, weight = self._loss(minibatch)
                 self._optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 norm = torch.nn.utils.clip_grad_norm_(
                     list(self._parameters.values()), self.config.max_grad_norm, foreach=True
                 )
-                loss_value, grad_norm = torch.stack([loss.detach(), norm]).tolist()  # one wait for both
+                loss_and_parts = self._ranks.mean(torch.cat([loss.detach().unsqueeze(0), parts]))
+                loss_value, grad_norm = torch.stack([loss_and_parts[0], norm]).tolist()  # one wait for both
                 if not (math.isfinite(loss_value) and math.isfinite(grad_norm)):
                     skipped += 1
                     continue
                 self._optimizer.step()
                 self.optimizer_steps += 1
-                losses.append(parts)
+                losses.append(loss_and_parts[1:])
                 grad_norms.append(grad_norm)
                 if epoch == self.config.num_epochs - 1:
                     log_ratios.append((log_ratio, weight))
@@ -269,14 +282,17 @@ class PPO:
             means = torch.stack(losses).mean(dim=0).tolist()
             metrics |= dict(zip(("policy_loss", "value_loss", "entropy"), means, strict=True))
             metrics["grad_norm"] = float(np.mean(grad_norms))
-        return metrics | _step_metrics(log_ratios, self.config.clip_eps)
+        return metrics | self._step_metrics(log_ratios)
 
     def _loss(self, rows: TrainingRows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the loss, its three parts, log ratios, and the weight of each entry."""
+        """Return the loss, its three parts, log ratios, and the weight of each entry.
+
+        The ranks' weights sum to their number, so that the mean over the ranks is the mean over all entries.
+        """
         config = self.config
         old_log_prob, advantage, target, old_value, alive = rows.scalars.unbind(0)
-        weight = alive / alive.sum().clamp(min=1.0)
-        log_prob, entropies, value = self.model.evaluate_actions(rows.inputs, rows.action)
+        weight = alive / (self._ranks.add(alive.sum()).clamp(min=1.0) / self._ranks.size)
+        log_prob, entropies, value = self._evaluation(rows.inputs, rows.action)
         policy_loss, log_ratio = clipped_surrogate(
             log_prob, old_log_prob, advantage, weight, clip_eps=config.clip_eps
         )
@@ -293,39 +309,52 @@ class PPO:
         loss = policy_loss + config.value_coef * critic_loss - config.entropy_coef * entropy
         return loss, torch.stack([policy_loss, critic_loss, entropy]).detach(), log_ratio.detach(), weight
 
+    def _ratio_metrics(self, ratio: NDArray[np.float64]) -> dict[str, float]:
+        """Return how far the policy is from the one that acted."""
+        clipped = float((ratio > self.config.vtrace_rho_max).sum())
+        count, total, num_clipped = self._ranks.sums(ratio.size, float(ratio.sum()), clipped)
+        largest = self._ranks.largest(float(ratio.max(initial=-np.inf)))
+        if not count:
+            return {}
+        return {
+            "importance_ratio_mean": total / count,
+            "importance_ratio_max": largest,
+            "importance_clipped_fraction": num_clipped / count,
+        }
 
-def _ratio_metrics(ratio: Array, rho_max: float) -> dict[str, float]:
-    """Return how far the policy is from the one that acted."""
-    if not ratio.size:
-        return {}
-    return {
-        "importance_ratio_mean": float(ratio.mean()),
-        "importance_ratio_max": float(ratio.max()),
-        "importance_clipped_fraction": float((ratio > rho_max).mean()),
-    }
+    def _fit_metrics(self, targets: _Targets, alive: NDArray[np.bool_]) -> dict[str, float]:
+        """Return how well the critic foretold the targets."""
+        target = targets.value_target[alive].astype(np.float64)
+        _, error_variance = self._ranks.moments(target - targets.old_value[alive])
+        mean, variance = self._ranks.moments(target)
+        _, advantage_variance = self._ranks.moments(targets.advantage[alive].astype(np.float64))
+        return {
+            "explained_variance": 1.0 - error_variance / variance if variance > 0 else 0.0,
+            "value_target_mean": mean,
+            "advantage_std": math.sqrt(advantage_variance),
+        }
+
+    def _step_metrics(self, log_ratios: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """Return how far the last epoch found the policy from the old one (KL by mean of r - 1 - log r)."""
+        if not log_ratios:
+            return {}
+        sums = torch.zeros(2, device=log_ratios[0][0].device)
+        for log_ratio, weight in log_ratios:
+            ratio = log_ratio.exp()
+            kl = (weight * (ratio - 1.0 - log_ratio)).sum()
+            clipped = (weight * ((ratio - 1.0).abs() > self.config.clip_eps)).sum()
+            sums += torch.stack([kl, clipped])
+        kl_mean, clip_fraction = (self._ranks.mean(sums) / len(log_ratios)).tolist()
+        return {"approx_kl": kl_mean, "clip_fraction": clip_fraction}
 
 
-def _fit_metrics(targets: _Targets, alive: NDArray[np.bool_]) -> dict[str, float]:
-    """Return how well the critic foretold the targets."""
-    target = targets.value_target[alive].astype(np.float64)
-    error = target - targets.old_value[alive]
-    variance = float(target.var())
-    return {
-        "explained_variance": 1.0 - float(error.var()) / variance if variance > 0 else 0.0,
-        "value_target_mean": float(target.mean()),
-        "advantage_std": float(targets.advantage[alive].std(dtype=np.float64)),
-    }
+class _Evaluation(nn.Module):
+    """`evaluate_actions` as a forward pass, which is where several ranks begin to average gradients."""
 
+    def __init__(self, model: ActorCritic) -> None:
+        super().__init__()
+        self.model = model
 
-def _step_metrics(log_ratios: list[tuple[Tensor, Tensor]], clip_eps: float) -> dict[str, float]:
-    """Return how far the last epoch found the policy from the old one (KL by mean of r - 1 - log r)."""
-    if not log_ratios:
-        return {}
-    sums = torch.zeros(2, device=log_ratios[0][0].device)
-    for log_ratio, weight in log_ratios:
-        ratio = log_ratio.exp()
-        kl = (weight * (ratio - 1.0 - log_ratio)).sum()
-        clipped = (weight * ((ratio - 1.0).abs() > clip_eps)).sum()
-        sums += torch.stack([kl, clipped])
-    kl_mean, clip_fraction = (sums / len(log_ratios)).tolist()
-    return {"approx_kl": kl_mean, "clip_fraction": clip_fraction}
+    def forward(self, inputs: NetworkInputs, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log-probability, entropy and value."""
+        return self.model.evaluate_actions(inputs, action)

@@ -7,6 +7,8 @@ from hpc_marl.config.assignments import (
     PolicyAssignment,
     TrainerAssignment,
     assignment,
+    sample_trainer,
+    share_of_update,
 )
 from hpc_marl.config.build import build, to_dict
 from hpc_marl.config.cluster import ClusterConfig
@@ -44,5 +46,7 @@ __all__ = [
     "TrainerGroupConfig",
     "assignment",
     "build",
+    "sample_trainer",
+    "share_of_update",
     "to_dict",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,7 +34,8 @@ class ActorAssignment:
     rollout_length: int = setting(128, "T of a sample batch", unit="env_steps", low=1)
     memory_chunk_length: int = setting(16, "steps between two stored memories", unit="env_steps", low=1)
     streams: StreamConfig = setting(StreamConfig(), "data between workers")
-    trainer_name: str = setting(TRAINER, "whose sample and parameter streams to use")
+    trainer_name: str = setting(TRAINER, "whose parameters to use")
+    sample_trainer: str = setting(TRAINER, "whose sample stream to use")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,9 @@ class TrainerAssignment:
     policy: PolicyConfig = setting(PolicyConfig(), "the networks")
     trainer: TrainerGroupConfig = setting(TrainerGroupConfig(), "device, threads, checkpoints")
     streams: StreamConfig = setting(StreamConfig(), "data between workers")
-    batches_per_update: int = setting(1, "sample batches of one update", low=1)
+    batches_per_update: int = setting(1, "sample batches of one update, of this trainer's share", low=1)
+    rank: int = setting(0, "which of the trainers; trainer/0 publishes and writes", low=0)
+    world_size: int = setting(1, "trainers that learn this policy together", low=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,8 @@ def assignment(
         worker_name: such as `actor/3`.
         epoch: the trainer's right to write; also separates the seeds of a resumed run from the first run's.
         life: how often this worker was started before.
-        num_actors: actors that take part now; a synchronous update takes one batch of each of their groups.
+        num_actors: actors that take part now, actor/0 and those after it; a synchronous update takes one batch of
+            each of their groups.
 
     Raises:
         ConfigError: there is no such kind of worker.
@@ -101,7 +105,7 @@ def assignment(
             num_threads=config.policies.cpus,
             streams=config.streams,
         ),
-        "trainer": lambda: _trainer(config, epoch, num_actors),
+        "trainer": lambda: _trainer(config, int(index), epoch, num_actors),
         "evaluator": lambda: EvaluatorAssignment(
             seed=(config.seed, 2**31, int(index)), epoch=epoch, env=config.env, evaluation=config.evaluation
         ),
@@ -117,6 +121,28 @@ def assignment(
     return plain
 
 
+def sample_trainer(config: ExperimentConfig, actor_index: int) -> str:
+    """Return the trainer that learns from an actor's batches.
+
+    >>> sample_trainer(ExperimentConfig(trainer=TrainerGroupConfig(count=2)), 1)
+    'trainer/1'
+    """
+    return f"trainer/{actor_index % config.trainer.count}"
+
+
+def share_of_update(config: ExperimentConfig, rank: int, actors: Iterable[int]) -> int:
+    """Return how many batches one trainer waits for; 0 where none of the actors is its own.
+
+    Args:
+        config: the whole experiment.
+        rank: of the trainer.
+        actors: indices of the actors that take part.
+    """
+    if config.trainer.batches_per_update is not None:
+        return config.trainer.batches_per_update // config.trainer.count
+    return sum(index % config.trainer.count == rank for index in actors) * config.actors.num_groups
+
+
 def _actor(config: ExperimentConfig, index: int, epoch: int, life: int) -> ActorAssignment:
     return ActorAssignment(
         index=index,
@@ -129,10 +155,11 @@ def _actor(config: ExperimentConfig, index: int, epoch: int, life: int) -> Actor
         rollout_length=config.algorithm.rollout_length,
         memory_chunk_length=config.algorithm.memory_chunk_length,
         streams=config.streams,
+        sample_trainer=sample_trainer(config, index),
     )
 
 
-def _trainer(config: ExperimentConfig, epoch: int, num_actors: int) -> TrainerAssignment:
+def _trainer(config: ExperimentConfig, rank: int, epoch: int, num_actors: int) -> TrainerAssignment:
     return TrainerAssignment(
         seed=config.seed,
         epoch=epoch,
@@ -142,5 +169,7 @@ def _trainer(config: ExperimentConfig, epoch: int, num_actors: int) -> TrainerAs
         policy=config.policy,
         trainer=config.trainer,
         streams=config.streams,
-        batches_per_update=config.trainer.batches_per_update or num_actors * config.actors.num_groups,
+        batches_per_update=max(share_of_update(config, rank, range(num_actors)), 1),
+        rank=rank,
+        world_size=config.trainer.count,
     )

@@ -92,11 +92,32 @@ class ExperimentConfig:
             raise ConfigError(
                 "controller=job needs a cluster whose kind is slurm; with cluster=local leave it out"
             )
-        most = self.num_sample_groups * self.streams.sample_slots
+        self._check_trainers()
+        trainers = self.trainer.count
+        most = self.actors.count // trainers * trainers * self.actors.num_groups * self.streams.sample_slots
         if self.batches_per_update > most:
             raise ConfigError(
                 f"trainer.batches_per_update={self.batches_per_update} can never be under way at once: at most "
                 f"actors.count * actors.num_groups * streams.sample_slots = {most}; raise streams.sample_slots"
+            )
+
+    def _check_trainers(self) -> None:
+        """Check that every trainer has its share of each update."""
+        trainers, actors = self.trainer.count, self.actors.count
+        if actors < trainers:
+            raise ConfigError(
+                f"trainer.count={trainers}: each trainer learns from actors of its own, but actors.count={actors}; "
+                "have at least as many actors as trainers"
+            )
+        if self.mode == "sync" and actors % trainers:
+            raise ConfigError(
+                f"actors.count={actors} must be a multiple of trainer.count={trainers} with mode=sync, so that every "
+                "trainer has an equal share of each update"
+            )
+        if (self.trainer.batches_per_update or 0) % trainers:
+            raise ConfigError(
+                f"trainer.batches_per_update={self.trainer.batches_per_update} must be a multiple of "
+                f"trainer.count={trainers}: it is the total over all trainers"
             )
 
     @property

@@ -278,6 +278,13 @@ class Ledger:
         ledger.check()
         return ledger
 
+    def absorb(self, other: Ledger) -> None:
+        """Take over the books of another ledger, which knows other streams."""
+        self._accounts.update(other._accounts)
+        self._ended.merge(other._ended)
+        self._ended_streams |= other._ended_streams
+        self._ignored += other._ignored
+
     def _open(self, stream: str) -> _Account | None:
         """Return the account of a stream, a new one if need be; None where it ended and was summed up."""
         if stream in self._ended_streams:

@@ -166,7 +166,7 @@ class ActorWorker(Worker):
             spec.env, config.rollout_length, actors.num_envs // actors.num_groups, spec.memory_size, chunk
         )
         key = names.sample_stream(
-            self._context.experiment_name, self._context.trial_name, config.trainer_name
+            self._context.experiment_name, self._context.trial_name, config.sample_trainer
         )
         self._sender = SampleSender(
             self._context,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hpc_marl.streams.samples import ReceivedBatch
+from hpc_marl.streams.samples import SampleMetadata
 
 _RECENT_EPISODES = 200
 _RATE_WINDOW_S = 10.0
@@ -56,11 +56,11 @@ class ProgressMeter:
         """Seconds of this life and those before it."""
         return self._earlier_s + time.monotonic() - self._start
 
-    def count(self, batches: Sequence[ReceivedBatch], policy_version: int, policy_lag: float) -> None:
-        """Take in the batches of one update."""
-        self.env_steps += sum(batch.metadata.env_steps for batch in batches)
-        self.agent_steps += sum(batch.metadata.agent_steps for batch in batches)
-        episodes = [episode for batch in batches for episode in batch.metadata.episodes]
+    def count(self, samples: Sequence[SampleMetadata], policy_version: int, policy_lag: float) -> None:
+        """Take in what the batches of one update say of themselves."""
+        self.env_steps += sum(sample.env_steps for sample in samples)
+        self.agent_steps += sum(sample.agent_steps for sample in samples)
+        episodes = [episode for sample in samples for episode in sample.episodes]
         self.episodes += len(episodes)
         self._recent.extend(return_ for return_, _ in episodes)
         self._policy_lag = policy_lag

@@ -5,6 +5,10 @@
 Backpressure: the receiver's byte credits are the only queue; while an update runs, actors fill what credit they have
 and then wait. Publishing and checkpoint writing never make the update wait.
 
+Several trainers learn one policy together: each collects from actors of its own; when all have what an update takes
+(`Gang`), all take it, with one mean gradient (`Ranks`). They stay copies of each other, so trainer/0 alone publishes
+and writes, and what it writes accounts for the batches of all.
+
 A trainer whose epoch is over (`EpochFence`) ends INTERRUPTED and leaves nothing behind that its successor also writes.
 """
 
@@ -13,6 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -28,20 +33,24 @@ from hpc_marl.config import TrainerAssignment, build, to_dict
 from hpc_marl.control.worker_base import PollResult, Worker, WorkerServer
 from hpc_marl.control.worker_state import WorkerStatus
 from hpc_marl.data import EnvSpec, concatenate
-from hpc_marl.errors import NameEntryNotFoundError
+from hpc_marl.errors import NameEntryNotFoundError, WorkerError
 from hpc_marl.policies.spec import PolicySpec
 from hpc_marl.streams.ledger import Ledger
 from hpc_marl.streams.parameters import ParameterPublisher
 from hpc_marl.streams.samples import ReceivedBatch, SampleReceiver
 from hpc_marl.workers.batch_selection import select_batches
 from hpc_marl.workers.progress import ProgressMeter
+from hpc_marl.workers.trainer_gang import Gang, make_gang
+from hpc_marl.workers.trainer_words import AllLedgers, Word, deal_ledgers
 
 _log = logging.getLogger(__name__)
 
 _WAIT_FOR_SAMPLES_S = 0.02
+_WAIT_FOR_TRAINERS_S = 0.005
 _FENCE_INTERVAL_S = (
     0.5  # a row of metrics or a version too many does no harm; checkpoints are fenced without delay
 )
+_REPORT_TIMEOUT_S = 3.0
 
 
 class TrainerWorker(Worker):
@@ -58,16 +67,21 @@ class TrainerWorker(Worker):
         super().__init__(server, orphan_grace_s=orphan_grace_s)
         self._context = context
         self._run_directory = run_directory
-        self._algorithm: Any = None  # hpc_marl.algorithms.PPO; torch loads only once the trainer has work
+        self._gang: Gang | None = None
+        self._ranks: Any = None  # hpc_marl.algorithms.ranks.Ranks; torch loads only once the trainer has work
+        self._algorithm: Any = None  # hpc_marl.algorithms.PPO
         self._publisher: ParameterPublisher | None = None
         self._receiver: SampleReceiver | None = None
+        self._ledgers: AllLedgers | None = None
         self._metrics_writer: MetricsWriter | None = None
         self._checkpoint_writer: CheckpointWriter | None = None
         self._policy_version = 0
         self._received: list[ReceivedBatch] = []
+        self._chosen: list[ReceivedBatch] = []
+        """What the next update learns from; the other trainers may count on it."""
         self._progress = ProgressMeter()
         self._last_checkpoint_s = time.monotonic()
-        self._warned_full = False
+        self._warned_full = self._has_reported = False
         server.register_handler("checkpoint", self.checkpoint)
 
     def _configure(self, config: dict[str, Any]) -> None:
@@ -84,8 +98,9 @@ class TrainerWorker(Worker):
     def checkpoint(self) -> str:
         """RPC command: write a checkpoint now; return its path."""
         self._fence.require()
+        if self._checkpoint_writer is None:
+            raise WorkerError(f"{self.name} has no checkpoint to write: trainer/0 does, once it has begun")
         self._write_checkpoint(wait=True)
-        assert self._checkpoint_writer is not None
         return str(self._checkpoint_writer.last_path)
 
     def _poll(self) -> PollResult:
@@ -93,11 +108,36 @@ class TrainerWorker(Worker):
             return self._end_replaced()
         if self._algorithm is None and not self._open():
             return PollResult(idle=True)
-        assert self._receiver is not None
+        assert self._gang is not None
         if self._progress.env_steps >= self._config.total_env_steps:
             return self._complete()
-        self._receiver.poll(_WAIT_FOR_SAMPLES_S)
+        self._collect()
+        if self._gang.agree(bool(self._chosen), _WAIT_FOR_TRAINERS_S):
+            return self._update()
+        return PollResult(idle=self._gang.is_over)
+
+    def _look_around(self, silence_s: float) -> None:
+        """Keep what was promised to the other trainers, also while paused."""
+        if self._gang is None or self._status is WorkerStatus.RUNNING:
+            return
+        if self._gang.listen() and self._gang.agree(True):
+            self._keep_promise()
+        if self._gang.is_over and self._config.rank and self._receiver is not None:
+            self._report_ledger()
+
+    def _keep_promise(self) -> None:
+        if self._chosen:
+            self._update()
+        else:
+            self._begin()
+
+    def _collect(self) -> None:
+        """Take in samples, and choose what the next update learns from as soon as there is enough."""
+        assert self._receiver is not None
+        self._receiver.poll(0.0 if self._chosen else _WAIT_FOR_SAMPLES_S)
         self._received.extend(self._receiver.take())
+        if self._chosen:
+            return
         chosen, late = select_batches(
             self._received,
             count=self._batches_per_update,
@@ -110,9 +150,8 @@ class TrainerWorker(Worker):
             self._receiver.drop([batch], reason)
         taken = {id(batch) for batch in (*chosen, *(batch for batch, _ in late))}
         self._received = [batch for batch in self._received if id(batch) not in taken]
-        if chosen:
-            return self._update(chosen)
-        if self._receiver.is_full and not late and not self._warned_full:
+        self._chosen = chosen
+        if not chosen and self._receiver.is_full and not late and not self._warned_full:
             self._warned_full = True
             _log.warning(
                 "%d batches are here, an update takes %d, and no actor may send more: if this lasts, raise "
@@ -120,67 +159,113 @@ class TrainerWorker(Worker):
                 len(self._received),
                 self._batches_per_update,
             )
-        return PollResult()
 
-    def _update(self, chosen: list[ReceivedBatch]) -> PollResult:
-        assert self._publisher is not None and self._receiver is not None and self._metrics_writer is not None
+    def _update(self) -> PollResult:
+        assert self._receiver is not None and self._ledgers is not None
+        chosen, self._chosen = self._chosen, []
         batch = concatenate([received.batch for received in chosen])
-        lag = self._policy_version - batch.policy_version.mean()
+        agent_steps, lag = batch.agent_steps, float(self._policy_version - batch.policy_version.mean())
         learned = self._algorithm.update(batch, self._progress.env_steps)
-        if self._is_replaced(_FENCE_INTERVAL_S):
-            return self._end_replaced()
+        is_replaced = self._is_replaced(_FENCE_INTERVAL_S)
         self._policy_version += 1
-        self._publisher.publish(self._policy_version, self._algorithm.actor_weights())
-        self._progress.count(chosen, self._policy_version, float(lag))
+        if self._publisher is not None and not is_replaced:
+            self._publisher.publish(self._policy_version, self._algorithm.actor_weights())
         self._receiver.consume(chosen)
+        samples = [received.metadata for received in chosen]
+        words = self._ranks.gather(self._ledgers.word(samples, lag=lag, is_replaced=is_replaced))
+        self._ledgers.take(words)
+        if any(word.is_replaced for word in words):
+            return self._end_replaced()
+        self._count(words, learned)
+        return PollResult(num_samples=agent_steps, num_batches=len(chosen))
+
+    def _count(self, words: list[Word], learned: dict[str, float]) -> None:
+        """Count what all trainers have learned from; trainer/0 writes it down."""
+        samples = [sample for word in words for sample in word.samples]
+        lag = sum(word.policy_lag for word in words) / len(words)
+        self._progress.count(samples, self._policy_version, lag)
+        if self._metrics_writer is None:
+            return
         self._metrics_writer.write({**self._progress.row(), **learned})
         if time.monotonic() - self._last_checkpoint_s >= self._config.trainer.checkpoint_interval_s:
             self._write_checkpoint(wait=False)
-        return PollResult(num_samples=batch.agent_steps, num_batches=len(chosen))
 
     def _open(self) -> bool:
-        """Build what depends on the environment's shape, once an actor has published it."""
+        """Build what depends on the environment's shape, once an actor has published it and all trainers are there."""
         context, config = self._context, self._config
-        try:
-            text = context.resolver.get(names.env_spec(context.experiment_name, context.trial_name))
-        except NameEntryNotFoundError:
-            return False
-        env_spec = build(EnvSpec, msgspec.json.decode(text))
-        spec = self._spec = PolicySpec(env=env_spec, policy=config.policy, critic=config.algorithm.critic)
-        from hpc_marl.algorithms import algorithm_class
+        if self._gang is None:
+            try:
+                text = context.resolver.get(names.env_spec(context.experiment_name, context.trial_name))
+            except NameEntryNotFoundError:
+                return False
+            env_spec = build(EnvSpec, msgspec.json.decode(text))
+            self._spec = PolicySpec(env=env_spec, policy=config.policy, critic=config.algorithm.critic)
+            from hpc_marl.algorithms import algorithm_class
 
-        self._algorithm = algorithm_class(config.algorithm.name)(
+            self._algorithm_class = algorithm_class(config.algorithm.name)
+            self._gang = make_gang(
+                context, epoch=config.epoch, rank=config.rank, world_size=config.world_size
+            )
+        if not self._gang.agree(True, _WAIT_FOR_TRAINERS_S):
+            return False
+        self._begin()
+        return True
+
+    def _begin(self) -> None:
+        config = self._config
+        self._ranks = self._join()
+        self._algorithm = self._algorithm_class(
             config.algorithm,
-            spec,
+            self._spec,
             total_env_steps=config.total_env_steps,
             mode=config.mode,
             device=config.trainer.device,
             seed=config.seed,
             num_threads=config.trainer.cpus,
+            ranks=self._ranks,
         )
-        ledger = self._restore()
-        self._metrics_writer = MetricsWriter(self._run_directory.metrics)
-        self._checkpoint_writer = CheckpointWriter(
-            self._run_directory.checkpoints,
-            epoch=config.epoch,
-            keep=config.trainer.keep_checkpoints,
-            fence=self._fence,
-        )
-        self._open_streams(spec, ledger)
-        return True
+        ledgers = self._restore()
+        if config.rank == 0:
+            self._metrics_writer = MetricsWriter(self._run_directory.metrics)
+            self._checkpoint_writer = CheckpointWriter(
+                self._run_directory.checkpoints,
+                epoch=config.epoch,
+                keep=config.trainer.keep_checkpoints,
+                fence=self._fence,
+            )
+        self._open_streams(ledgers[config.rank])
+        assert self._receiver is not None
+        self._ledgers = AllLedgers(self._receiver.ledger, ledgers, config.rank)
 
-    def _open_streams(self, spec: PolicySpec, ledger: Ledger) -> None:
-        context, config = self._context, self._config
-        weights = self._algorithm.actor_weights()
-        self._publisher = ParameterPublisher(
-            context,
-            names.parameter_stream(context.experiment_name, context.trial_name, self.name),
-            {name: array.shape for name, array in weights.items()},
-            metadata={"policy_spec": to_dict(spec)},
+    def _join(self) -> Any:
+        from hpc_marl.algorithms.ranks import Ranks
+
+        config = self._config
+        if config.world_size == 1:
+            return Ranks()
+        from hpc_marl.workers.rendezvous import join
+
+        return join(
+            self._context,
             epoch=config.epoch,
-            transport=config.streams.transport,
+            rank=config.rank,
+            world_size=config.world_size,
+            device=config.trainer.device,
         )
-        self._publisher.publish(self._policy_version, weights)
+
+    def _open_streams(self, ledger: Ledger) -> None:
+        context, config = self._context, self._config
+        if config.rank == 0:
+            weights = self._algorithm.actor_weights()
+            self._publisher = ParameterPublisher(
+                context,
+                names.parameter_stream(context.experiment_name, context.trial_name, self.name),
+                {name: array.shape for name, array in weights.items()},
+                metadata={"policy_spec": to_dict(self._spec)},
+                epoch=config.epoch,
+                transport=config.streams.transport,
+            )
+            self._publisher.publish(self._policy_version, weights)
         self._receiver = SampleReceiver(
             context,
             names.sample_stream(context.experiment_name, context.trial_name, self.name),
@@ -191,25 +276,30 @@ class TrainerWorker(Worker):
             max_message_bytes=config.streams.max_message_bytes,
         )
 
-    def _restore(self) -> Ledger:
-        found = latest_checkpoint(self._run_directory.checkpoints)
-        if found is None:
-            return Ledger()
-        self._algorithm.load_state_dict(
-            {"model": found.tensors("model"), "optim": found.tensors("optim")}, found.state["algorithm"]
-        )
-        self._policy_version = found.step
-        self._progress = ProgressMeter.restored(found.state["progress"])
-        return Ledger.from_dict(found.state["ledger"])
+    def _restore(self) -> list[Ledger]:
+        """Go on from the newest checkpoint, which trainer/0 reads for all; return the ledger of each trainer."""
+        found = latest_checkpoint(self._run_directory.checkpoints) if self._config.rank == 0 else None
+        saved = None
+        if found is not None:
+            tensors = {"model": found.tensors("model"), "optim": found.tensors("optim")}
+            saved = {"step": found.step, "state": dict(found.state), "tensors": tensors}
+        saved = self._ranks.broadcast(saved)
+        if saved is None:
+            return [Ledger() for _ in range(self._config.world_size)]
+        state = saved["state"]
+        self._algorithm.load_state_dict(saved["tensors"], state["algorithm"])
+        self._policy_version = saved["step"]
+        self._progress = ProgressMeter.restored(state["progress"])
+        return deal_ledgers(state["ledgers"], self._config.world_size)
 
     def _write_checkpoint(self, wait: bool) -> None:
-        assert self._checkpoint_writer is not None and self._receiver is not None
+        assert self._checkpoint_writer is not None and self._ledgers is not None
         tensors, scalars = self._algorithm.state_dict()
         state = {
             "algorithm": scalars,
             "policy_spec": to_dict(self._spec),
             "progress": self._progress.to_dict(),
-            "ledger": self._receiver.ledger.to_dict(),
+            "ledgers": self._ledgers.to_list(),
             "total_env_steps": self._config.total_env_steps,
         }
         self._checkpoint_writer.submit(self._policy_version, tensors, state)
@@ -219,36 +309,59 @@ class TrainerWorker(Worker):
 
     def _complete(self) -> PollResult:
         self._drop_rest()
-        self._write_checkpoint(wait=True)
+        if self._checkpoint_writer is not None:
+            self._write_checkpoint(wait=True)
         return PollResult(completed=True)
 
     def _drop_rest(self) -> None:
         """Account for what will not be learned from any more."""
         assert self._receiver is not None
         self._receiver.poll(0.0)
-        self._received.extend(self._receiver.take())
+        self._received.extend([*self._chosen, *self._receiver.take()])
         self._receiver.drop(self._received, "shutdown")
-        self._received = []
+        self._received, self._chosen = [], []
+
+    def _report_ledger(self) -> None:
+        """Tell trainer/0, which leaves the trial's ledger, what became of this one's batches."""
+        assert self._gang is not None and self._receiver is not None
+        if not self._has_reported:
+            self._has_reported = True
+            self._drop_rest()
+            self._gang.report(self._receiver.ledger.to_dict())
 
     def _write_ledger(self) -> None:
         """Leave state/ledger.json: what became of every batch of the trial."""
-        assert self._receiver is not None
-        totals = self._receiver.ledger.balance()
+        assert self._ledgers is not None
+        totals = self._ledgers.merged().balance()
         plain = {**vars(totals), "dropped": dict(totals.dropped)}
         atomic_write(self._run_directory.ledger_file, json.dumps(plain, indent=1).encode())
 
     def _on_exit(self, status: WorkerStatus) -> None:
-        if self._receiver is not None and self._checkpoint_writer is not None:
-            self._drop_rest()
-            # what failed in mid-update must not become the newest checkpoint
-            if status is not WorkerStatus.ERROR and not self._is_replaced(0.0):
-                self._write_checkpoint(wait=True)
-            self._checkpoint_writer.close()
-            if not self._is_replaced(0.0):
-                self._write_ledger()
-        for stream in (self._publisher, self._receiver, self._metrics_writer):
-            if stream is not None:
-                stream.close()
+        with ExitStack() as stack:
+            for end in (self._ranks, self._gang, self._metrics_writer, self._receiver, self._publisher):
+                if end is not None:
+                    stack.callback(end.close)
+            if self._gang is not None and status is not WorkerStatus.ERROR:
+                while self._gang.leave() and self._gang.agree(True):
+                    self._keep_promise()
+            if self._receiver is not None:
+                self._close_books(status)
+
+    def _close_books(self, status: WorkerStatus) -> None:
+        assert self._gang is not None and self._ledgers is not None
+        if self._config.rank:
+            self._report_ledger()
+            return
+        self._drop_rest()
+        assert self._checkpoint_writer is not None
+        is_well = status is not WorkerStatus.ERROR and not self._is_replaced(0.0)
+        self._ledgers.take_last(self._gang.reports(_REPORT_TIMEOUT_S if is_well else 0.0))
+        # what failed in mid-update must not become the newest checkpoint
+        if is_well:
+            self._write_checkpoint(wait=True)
+        self._checkpoint_writer.close()
+        if not self._is_replaced(0.0):
+            self._write_ledger()
 
     def _is_replaced(self, max_age_s: float) -> bool:
         """Whether a newer epoch has begun; no, where the disk does not answer: nothing can be written then either."""
@@ -265,11 +378,11 @@ class TrainerWorker(Worker):
     def _metrics(self) -> dict[str, float | int | str]:
         metrics = self._progress.summary()
         metrics["policy_version"] = self._policy_version
-        if self._receiver is not None:
-            totals = self._receiver.ledger.balance()
-            metrics["batches_produced"] = totals.produced
-            metrics["batches_consumed"] = totals.consumed
-            metrics["batches_dropped"] = totals.dropped_total
+        if self._ledgers is not None:
+            produced, consumed, dropped = self._ledgers.counts()
+            metrics["batches_produced"] = produced
+            metrics["batches_consumed"] = consumed
+            metrics["batches_dropped"] = dropped
         if self._checkpoint_writer is not None and self._checkpoint_writer.last_path is not None:
             metrics["checkpoint"] = str(self._checkpoint_writer.last_path)
         return metrics

@@ -10,7 +10,9 @@ from tests.unit.workers.test_batch_selection import received
 
 def test_counts_are_those_of_the_metadata_and_survive_a_restart() -> None:
     meter = ProgressMeter()
-    meter.count([received("actor/0"), received("actor/1")], policy_version=1, policy_lag=0.5)
+    meter.count(
+        [received("actor/0").metadata, received("actor/1").metadata], policy_version=1, policy_lag=0.5
+    )
     assert (meter.env_steps, meter.agent_steps, meter.row()["policy_lag"]) == (4, 4, 0.5)
     state = meter.to_dict()
     restored = ProgressMeter.restored(state)
@@ -20,11 +22,11 @@ def test_counts_are_those_of_the_metadata_and_survive_a_restart() -> None:
 
 def test_returns_are_reported_only_where_episodes_ended() -> None:
     meter = ProgressMeter()
-    meter.count([received("actor/0")], policy_version=1, policy_lag=0.0)
+    meter.count([received("actor/0").metadata], policy_version=1, policy_lag=0.0)
     assert "episode_return" not in meter.row() and "return_mean" not in meter.summary()
     batch = received("actor/0")
     batch.metadata.episodes.extend([(1.0, 10), (2.0, 20)])
-    meter.count([batch], policy_version=2, policy_lag=0.0)
+    meter.count([batch.metadata], policy_version=2, policy_lag=0.0)
     assert meter.row()["episode_return"] == pytest.approx(1.5)
     assert meter.row()["episode_length"] == pytest.approx(15.0)
     assert meter.summary()["return_mean"] == pytest.approx(1.5)

@@ -1,0 +1,158 @@
+"""Ranks: what the trainers of one policy must do together, so that they stay copies of one learner.
+
+    Ranks              one trainer alone: every sum is its own
+    DistributedRanks   several, by torch.distributed: gradients are averaged, sums taken over all, words passed round
+
+All ranks must make the same calls in the same order. Whatever decides (a sum, a gradient) comes out equal, bit for
+bit, on all of them. Words travel as msgpack in byte tensors, never as pickle. Where a rank dies, the others' call
+raises RuntimeError: at once where its connections break, else after the process group's timeout.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hpc_marl.base import serialization
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """One trainer alone.
+
+    Attributes:
+        rank: of this trainer.
+        size: trainers in all.
+    """
+
+    rank = 0
+    size = 1
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Return a module that computes what `module` does and whose backward averages gradients over the ranks.
+
+        All ranks begin with the parameters of rank 0.
+        """
+        return module
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """Return the elementwise sum over the ranks."""
+        return tensor
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Return the elementwise mean over the ranks."""
+        return self.add(tensor) / self.size if self.size > 1 else tensor
+
+    def sums(self, *values: float) -> list[float]:
+        """Return the sums over the ranks, in float64."""
+        return list(values)
+
+    def largest(self, value: float) -> float:
+        """Return the largest of the ranks' values."""
+        return value
+
+    def moments(self, values: NDArray[np.float64]) -> tuple[float, float]:
+        """Return mean and variance of all ranks' values together (NaN where there are none)."""
+        count, total = self.sums(values.size, float(values.sum()))
+        if not count:
+            return float("nan"), float("nan")
+        mean = total / count
+        return mean, self.sums(float(np.square(values - mean).sum()))[0] / count
+
+    def gather(self, word: T) -> list[T]:
+        """Return what the ranks have to say, by rank: Structs or plain values."""
+        return [word]
+
+    def broadcast(self, word: T) -> T:
+        """Return what rank 0 has to say: plain values and arrays; the others' `word` is ignored.
+
+        Tuples arrive as lists.
+        """
+        return word
+
+    def generator(self, shared: torch.Generator) -> torch.Generator:
+        """Return random numbers of this rank's own; `shared` is in the same state on all ranks, before and after."""
+        return shared
+
+    def close(self) -> None:
+        """Leave the others."""
+
+
+class DistributedRanks(Ranks):
+    """Several trainers, one process each; the default process group of torch.distributed must be there.
+
+    Args:
+        device: where tensors are; nccl knows only those of its GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """See Ranks."""
+        return nn.parallel.DistributedDataParallel(module)
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """See Ranks."""
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    def sums(self, *values: float) -> list[float]:
+        """See Ranks."""
+        total: list[float] = self.add(torch.tensor(values, dtype=torch.float64, device=self._device)).tolist()
+        return total
+
+    def largest(self, value: float) -> float:
+        """See Ranks."""
+        tensor = torch.tensor([value], dtype=torch.float64, device=self._device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return float(tensor[0])
+
+    def gather(self, word: T) -> list[T]:
+        """See Ranks."""
+        own = self._packed(serialization.encode(word))
+        lengths = [torch.zeros(1, dtype=torch.int64, device=self._device) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(own)], device=self._device))
+        sizes = [int(length) for length in lengths]
+        padded = torch.zeros(max(sizes), dtype=torch.uint8, device=self._device)
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return [_unpacked(part[:size], type(word)) for part, size in zip(parts, sizes, strict=True)]
+
+    def broadcast(self, word: T) -> T:
+        """See Ranks."""
+        content = self._packed(serialization.encode(word) if self.rank == 0 else b"")
+        length = torch.tensor([len(content)], device=self._device)
+        dist.broadcast(length, src=0)
+        if self.rank:
+            content = torch.empty(int(length), dtype=torch.uint8, device=self._device)
+        dist.broadcast(content, src=0)
+        result: T = _unpacked(content, Any)
+        return result
+
+    def generator(self, shared: torch.Generator) -> torch.Generator:
+        """See Ranks."""
+        seed = int(torch.randint(2**48, (), generator=shared))
+        return torch.Generator().manual_seed(seed + self.rank)
+
+    def close(self) -> None:
+        """See Ranks."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _packed(self, content: bytes) -> Tensor:
+        return torch.from_numpy(np.frombuffer(content, np.uint8).copy()).to(self._device)
+
+
+def _unpacked(content: Tensor, expected: Any) -> Any:
+    return serialization.decode(content.cpu().numpy().data, expected)
