@@ -61,11 +61,13 @@ class Drive:
         verdict: how the run ended; None: it goes on without this process.
         progress: where it stood then.
         reason: why this process left, where the run goes on.
+        last_act: to be done once everything is closed; it may end this process.
     """
 
     verdict: Verdict | None
     progress: Progress
     reason: str = ""
+    last_act: Callable[[], None] = lambda: None
 
 
 class Driver:
@@ -232,8 +234,11 @@ class Driver:
         progress = self.progress()
         self._write_state(now=True)
         write_verdict(self._directory, verdict)
-        self._directory.forget_run(self._record.run_uuid)
-        self._jobs.cancel(list(self._launcher.slots))
+        slots = list(self._launcher.slots)
+        if self._kind == "job":
+            # One of the jobs is this process's own: it comes last, when keys and names are gone.
+            return Drive(verdict, progress, last_act=lambda: self._jobs.cancel(slots))
+        self._jobs.cancel(slots)
         return Drive(verdict, progress)
 
     def end(self, ending: Ending, reason: str) -> Ending:

@@ -122,6 +122,7 @@ def drive_run(
         drive = driver.drive(poll)
     if drive.verdict is not None:
         directory.forget_run(record.run_uuid)
+    drive.last_act()
     return drive
 
 
