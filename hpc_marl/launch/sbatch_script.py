@@ -190,6 +190,9 @@ def _srun(
         # Since 22.05 srun does not inherit it from sbatch; the variable is for those that a task starts itself.
         prefix = f"SRUN_CPUS_PER_TASK={cpus} "
         options.append(f"--cpus-per-task={cpus}")
+    if het_group and not job.gpus:
+        # Else its tasks inherit the numbers of the first component's GPUs, which are others' on their nodes.
+        prefix += "CUDA_VISIBLE_DEVICES= "
     # A site's interpreter may be a command, such as `apptainer exec image.sif python`.
     python = cluster.python or shlex.quote(sys.executable)
     command = shlex.join(["srun", *options, *cluster.srun_args])
