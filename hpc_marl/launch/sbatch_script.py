@@ -15,8 +15,9 @@ from typing import Any
 
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.config import ClusterConfig
+from hpc_marl.config.workers import is_duration
 from hpc_marl.errors import ConfigError, LaunchError
-from hpc_marl.launch.plan import Job, Plan
+from hpc_marl.launch.plan import Job, Plan, duration_s
 from hpc_marl.launch.sbatch_directives import directive_lines, job_directives
 
 # An array's slots stand in one argument of the command line, which Linux limits to 128 KiB.
@@ -133,7 +134,8 @@ def script_text(
     lines = ["#!/bin/bash", *directive_lines(directives[0])]
     for component in directives[1:]:
         lines += ["#SBATCH hetjob", *directive_lines(component)]
-    lines += ["", *cluster.setup, *_environment_lines(cluster), ""]
+    times = [str(component["time"]) for component in directives if "time" in component]
+    lines += ["", *cluster.setup, *_environment_lines(cluster, times), ""]
     commands = [
         _srun(
             job,
@@ -150,11 +152,13 @@ def script_text(
     return "\n".join([*lines, 'wait "$first"', "status=$?", "wait", 'exit "$status"', ""])
 
 
-def _environment_lines(cluster: ClusterConfig) -> list[str]:
+def _environment_lines(cluster: ClusterConfig, times: Iterable[str]) -> list[str]:
     lines = ["export PYTHONUNBUFFERED=1"]
     lines.append(f"export {' '.join(f'{name}=1' for name in _THREAD_VARIABLES)}")
-    # The host process goes by the clock too, because a signal can get lost.
+    # The host process goes by the clock too, because a signal can get lost; only since 23.11 Slurm tells the job's end.
     lines.append(f"export HPC_MARL_SIGNAL_LEAD_S={cluster.signal_lead_s}")
+    if limits := [duration_s(time) for time in times if is_duration(time)]:
+        lines.append(f"export HPC_MARL_TIME_LIMIT_S={min(limits):.0f}")
     lines += [_export(name, value) for name, value in cluster.environment.items()]
     return [*lines, *(f"unset {names}" for names in _UNSET)]
 

@@ -76,6 +76,16 @@ def test_every_directive_can_be_removed() -> None:
     assert directives(bare) == []
 
 
+@pytest.mark.parametrize(
+    ("directives", "line"),
+    [({}, "=86400"), ({"time": "0:30:00"}, "=1800"), ({"time": "UNLIMITED"}, ""), ({"time": None}, "")],
+)
+def test_hosts_learn_the_time_limit_where_there_is_one(directives: dict[str, Any], line: str) -> None:
+    (text,) = scripts(experiment("packed", directives=directives))
+    lines = [line for line in text.splitlines() if "HPC_MARL_TIME_LIMIT_S" in line]
+    assert lines == ([f"export HPC_MARL_TIME_LIMIT_S{line}"] if line else [])
+
+
 def test_the_interpreter_may_be_a_command() -> None:
     (text,) = scripts(experiment("packed", python="apptainer exec image.sif python"))
     assert "\n    apptainer exec image.sif python -m hpc_marl.workers host " in text
