@@ -4,43 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.leaks import SESSION_VARIABLE
+from tests.slurm.lab_runs import CLUSTER, REPOSITORY, SlurmLab, SlurmRun, run_to_end, runs_in
 
-REPOSITORY = Path(__file__).parents[2]
-CLUSTER = REPOSITORY / "slurm" / "lab" / "cluster.sh"
+__all__ = ["CLUSTER", "REPOSITORY", "SlurmLab"]
 HOW_TO_RUN = "run `make test-slurm` as root on Debian or Ubuntu"
-
-
-@dataclass(frozen=True)
-class SlurmLab:
-    """A running lab.
-
-    Attributes:
-        shared: directory that every host sees alike.
-        net: directory on what the nodes nfs1 and nfs2 mount by NFS; the first user makes it.
-    """
-
-    shared: Path
-    net: Path
-
-    def command(self, *command: str, host: str = "head") -> list[str]:
-        """The command line that runs `command` on a host with a namespace of its own: head, cpu1.., gpu1.."""
-        return [str(CLUSTER), "exec", host, *command]
-
-    def srun(self, node: str, *command: str) -> list[str]:
-        """The command line that runs `command` as a job on a node, stdin and stdout connected."""
-        partition = node.rstrip("0123456789")
-        options = ["--partition", partition, "--nodelist", node, "--ntasks=1", "--unbuffered", "--quiet"]
-        return self.command("srun", *options, *command)
 
 
 class LabUnavailable(Exception):
@@ -61,16 +36,16 @@ def slurm_lab(marked_session: None) -> Iterator[SlurmLab]:
     """A lab with the nodes nfs1 and nfs2, which have kernels of their own and mount real NFS."""
     if reason := _why_not():
         raise LabUnavailable(reason)
-    directory = Path(os.environ.get("SLURMLAB", "/var/tmp/slurmlab"))
+    directory = _lab_directory()
     environment = {**os.environ, "SLURMLAB": str(directory), "SLURMLAB_NUML": "2"}
     del environment[SESSION_VARIABLE]  # what the lab's daemons start is not a test's left-over
-    was_up = _run([str(CLUSTER), "status"]).returncode == 0
-    started = _run([str(CLUSTER), "up"], environment)
+    was_up = run_to_end([str(CLUSTER), "status"], environment).returncode == 0
+    started = run_to_end([str(CLUSTER), "up"], environment)
     try:
         if "apt-get failed" in started.stderr:
             raise LabUnavailable("apt-get could not install the lab's packages")
         assert started.returncode == 0, f"the lab does not start: {started.stdout}{started.stderr}"
-        if "nfs2" not in _run([str(CLUSTER), "status"]).stdout:
+        if "nfs2" not in run_to_end([str(CLUSTER), "status"], environment).stdout:
             raise LabUnavailable(f"the lab that is running has no NFS nodes: stop it by {CLUSTER} down")
         session = uuid.uuid4().hex
         yield SlurmLab(directory / "shared", directory / "net" / session)
@@ -79,7 +54,29 @@ def slurm_lab(marked_session: None) -> Iterator[SlurmLab]:
         )  # the same, as the server sees it
     finally:
         if not was_up:
-            _run([str(CLUSTER), "down"], environment)
+            run_to_end([str(CLUSTER), "down"], environment)
+
+
+@pytest.fixture(scope="session")
+def cluster_lab(request: pytest.FixtureRequest, marked_session: None) -> SlurmLab:
+    """A lab for tests that need no NFS: the one in $SLURMLAB if it is up, else the session's."""
+    directory = _lab_directory()
+    if _why_not() is None:
+        environment = {**os.environ, "SLURMLAB": str(directory)}
+        if run_to_end([str(CLUSTER), "status"], environment).returncode == 0:
+            return SlurmLab(directory / "shared", directory / "net")
+    lab: SlurmLab = request.getfixturevalue("slurm_lab")
+    return lab
+
+
+@pytest.fixture
+def slurm_run(cluster_lab: SlurmLab) -> Iterator[SlurmRun]:
+    """Runs of one test in the lab; nothing of them survives it."""
+    yield from runs_in(cluster_lab)
+
+
+def _lab_directory() -> Path:
+    return Path(os.environ.get("SLURMLAB", "/var/tmp/slurmlab"))
 
 
 def _why_not() -> str | None:
@@ -91,17 +88,3 @@ def _why_not() -> str | None:
         if path.is_relative_to("/tmp"):
             return f"{path} is not visible on the lab's hosts, whose /tmp is their own"
     return None
-
-
-def _run(
-    command: Sequence[str], environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        env=environment,
-        check=False,
-        text=True,
-        timeout=600,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-    )
