@@ -178,7 +178,7 @@ def test_every_kind_of_node_gets_one_probe() -> None:
         (changed(versions={**VERSIONS, "numpy": "1.0"}), "fail", "numpy 1.0 (here 2.1.0)"),
         (changed(versions={**VERSIONS, "torch": ""}), "fail", "torch missing (here 2.5.0)"),
         (changed(executable="/usr/bin/python"), "warn", "/usr/bin/python, here /opt/bin/python"),
-        (changed(package_directory="/home/x/hpc_marl"), "fail", "hpc_marl comes from /home/x/hpc_marl"),
+        (changed(package_directory="/opt/other/hpc_marl"), "fail", "hpc_marl comes from /opt/other/hpc_marl"),
     ],
 )
 def test_environments(node: NodeFacts, level: str, said: str) -> None:
