@@ -151,7 +151,7 @@ def join(
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
     torch_device = torch.device(device)
     if torch_device.type == "cuda":
-        torch.cuda.set_device(torch_device)
+        torch.cuda.set_device(torch_device.index or 0)
     dist.init_process_group(
         "nccl" if torch_device.type == "cuda" else "gloo",
         store=NameStore(context.resolver, f"{root}/store", timeout_s),

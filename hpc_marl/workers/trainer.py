@@ -111,10 +111,14 @@ class TrainerWorker(Worker):
         assert self._gang is not None
         if self._progress.env_steps >= self._config.total_env_steps:
             return self._complete()
+        if self._gang.is_over:
+            if self._config.rank:
+                self._report_ledger()
+            return PollResult(idle=True)
         self._collect()
         if self._gang.agree(bool(self._chosen), _WAIT_FOR_TRAINERS_S):
             return self._update()
-        return PollResult(idle=self._gang.is_over)
+        return PollResult()
 
     def _look_around(self, silence_s: float) -> None:
         """Keep what was promised to the other trainers, also while paused."""
@@ -206,6 +210,11 @@ class TrainerWorker(Worker):
             self._gang = make_gang(
                 context, epoch=config.epoch, rank=config.rank, world_size=config.world_size
             )
+            if self._is_replaced(
+                0.0
+            ):  # loading torch takes a while; a zombie must not take its successor's names
+                self._end_replaced()
+                return False
         if not self._gang.agree(True, _WAIT_FOR_TRAINERS_S):
             return False
         self._begin()

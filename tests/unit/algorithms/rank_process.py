@@ -26,6 +26,7 @@ from tests.unit.algorithms.sample_batches import copy_of, make_batch, make_spec
 
 ROOT = Path(__file__).parents[3]
 TIMEOUT_S = 120.0
+TIMEOUTS_S = {"silence": 3.0}
 ACTIONS: dict[str, dict[str, Any]] = {
     "discrete": {},
     "masked": {"has_action_mask": True},
@@ -161,8 +162,20 @@ def death(ranks: Ranks) -> dict[str, Any]:
     return {"error": ""}
 
 
+def silence(ranks: Ranks) -> dict[str, Any]:
+    """The last rank is there but does not take part; the others' call ends after the timeout."""
+    if ranks.rank == ranks.size - 1:
+        sys.stdin.read()  # until the test has what it wants
+        return {}
+    try:
+        ranks.sums(1.0)
+    except RuntimeError as error:
+        return {"error": str(error)}
+    return {"error": ""}
+
+
 SCENARIOS: dict[str, Callable[[Ranks], dict[str, Any]]] = {
-    function.__name__: function for function in (halves, minibatches, broken, words, death)
+    function.__name__: function for function in (halves, minibatches, broken, words, death, silence)
 }
 
 
@@ -174,6 +187,7 @@ def what_ranks_found(scenario: str, size: int, directory: Path) -> list[dict[str
         subprocess.Popen(
             [sys.executable, "-W", "error", "-m", module, scenario, str(rank), str(size), str(directory)],
             cwd=ROOT,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -199,7 +213,14 @@ def main() -> None:
         context: Any = SimpleNamespace(
             experiment_name="exp", trial_name="trial", resolver=resolver, bind_hosts=("127.0.0.1",)
         )
-        ranks = join(context, epoch=3, rank=rank, world_size=size, device="cpu", timeout_s=60.0)
+        ranks = join(
+            context,
+            epoch=3,
+            rank=rank,
+            world_size=size,
+            device="cpu",
+            timeout_s=TIMEOUTS_S.get(scenario, 60.0),
+        )
         found = SCENARIOS[scenario](ranks)
         (directory / f"{rank}.msgpack").write_bytes(serialization.encode(found))
         ranks.close()

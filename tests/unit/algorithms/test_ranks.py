@@ -75,6 +75,11 @@ def test_the_death_of_a_rank_is_an_error_of_the_others_next_call(tmp_path: Path)
     assert first["error"] and second["error"] and third == {}
 
 
+def test_a_rank_that_takes_no_part_is_an_error_after_the_timeout(tmp_path: Path) -> None:
+    first, _ = what_ranks_found("silence", 2, tmp_path)
+    assert "timeout" in first["error"].lower() or "timed out" in first["error"].lower()
+
+
 def test_alone_there_is_nothing_to_sum_up() -> None:
     ranks = Ranks()
     assert ranks.sums(1.0, 2.0) == [1.0, 2.0] and ranks.largest(3.0) == 3.0

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from hpc_marl.config import (
     ActorAssignment,
+    ActorGroupConfig,
     EvaluatorAssignment,
     ExperimentConfig,
     ExtraGroupConfig,
     PolicyAssignment,
     TrainerAssignment,
+    TrainerGroupConfig,
     assignment,
     build,
+    share_of_update,
 )
 from hpc_marl.errors import ConfigError
 
@@ -53,3 +58,38 @@ def test_workers_of_ones_own_get_their_config_as_it_is() -> None:
     assert assignment(config, "monitor/0", epoch=1, life=0, num_actors=1) == {"interval_s": 3}
     with pytest.raises(ConfigError, match="monitor"):
         assignment(config, "monitr/0", epoch=1, life=0, num_actors=1)
+
+
+def test_every_trainer_gets_its_share_of_the_actors_and_of_the_update() -> None:
+    config = ExperimentConfig(
+        mode="async", trainer=TrainerGroupConfig(count=2), actors=ActorGroupConfig(count=5, num_groups=2)
+    )
+    actors = [assignment(config, f"actor/{i}", epoch=1, life=0, num_actors=5) for i in range(5)]
+    assert [actor["sample_trainer"] for actor in actors] == [f"trainer/{i}" for i in (0, 1, 0, 1, 0)]
+    assert {actor["trainer_name"] for actor in actors} == {"trainer/0"}
+    trainers = [assignment(config, f"trainer/{i}", epoch=1, life=0, num_actors=5) for i in range(2)]
+    assert [trainer["batches_per_update"] for trainer in trainers] == [6, 4]
+    assert [(trainer["rank"], trainer["world_size"]) for trainer in trainers] == [(0, 2), (1, 2)]
+    assert [share_of_update(config, rank, [1, 3]) for rank in range(2)] == [0, 4]
+    total = dataclasses.replace(config, trainer=TrainerGroupConfig(count=2, batches_per_update=8))
+    assert assignment(total, "trainer/1", epoch=1, life=0, num_actors=5)["batches_per_update"] == 4
+
+
+@pytest.mark.parametrize(
+    ("mode", "actors", "trainer", "message"),
+    [
+        ("async", 2, {"count": 3}, "have at least as many actors as trainers"),
+        ("sync", 3, {"count": 2}, "multiple of trainer.count=2 with mode=sync"),
+        ("async", 4, {"count": 2, "batches_per_update": 3}, "multiple of trainer.count=2: it is the total"),
+        ("async", 3, {"count": 2, "batches_per_update": 10}, "can never be under way at once"),
+    ],
+)
+def test_a_trainer_without_its_share_is_refused(
+    mode: str, actors: int, trainer: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ExperimentConfig(
+            mode=mode,  # type: ignore[arg-type]
+            actors=ActorGroupConfig(count=actors),
+            trainer=TrainerGroupConfig(**trainer),  # type: ignore[arg-type]
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +13,10 @@ import msgspec
 import numpy as np
 
 from hpc_marl.base import names
-from hpc_marl.base.name_resolve_file import FileNameResolver
+from hpc_marl.base.launch_record import LaunchRecord, write_launch_record
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.base.security import create_keyring
-from hpc_marl.base.sockets import SocketFactory
 from hpc_marl.config import (
     ActorGroupConfig,
     ExperimentConfig,
@@ -35,6 +35,7 @@ from hpc_marl.workers.trainer import TrainerWorker
 from tests.unit.algorithms.sample_batches import make_batch, make_spec
 from tests.unit.control.control_fakes import QueueServer, running
 
+RUN_UUID = "0" * 32
 SPEC = make_spec(critic="local")
 NUM_STEPS, NUM_ENVS = 8, 4
 
@@ -60,17 +61,24 @@ class Trial:
     def __init__(self, path: Path) -> None:
         self.directory = RunDirectory(path, "exp", "trial")
         self.directory.create()
-        self._keyring = create_keyring(path / "auth")
-        self._path = path
+        create_keyring(self.directory.auth(RUN_UUID))
+        record = LaunchRecord(
+            experiment_name="exp",
+            trial_name="trial",
+            run_uuid=RUN_UUID,
+            epoch=1,
+            interface=None,
+            heartbeat_interval_s=0.1,
+            orphan_grace_s=60.0,
+        )
+        write_launch_record(self.directory, record)
         self._contexts: list[RunContext] = []
         resolver = self.context().resolver
         resolver.add(names.env_spec("exp", "trial"), msgspec.json.encode(to_dict(SPEC.env)).decode())
 
     def context(self) -> RunContext:
         """Return the surroundings of another process of the run."""
-        made = RunContext(
-            "exp", "trial", FileNameResolver(self._path / "names"), SocketFactory(self._keyring)
-        )
+        made = RunContext.open(self.directory, RUN_UUID, interface=None)
         self._contexts.append(made)
         return made
 
@@ -92,7 +100,7 @@ class Trial:
 
 
 class MadeUpActor:
-    """Sends one batch of every version it sees."""
+    """Sends one batch of every version it sees, unless muted."""
 
     def __init__(self, trial: Trial, index: int = 0, trainer_name: str = "trainer/0") -> None:
         context = trial.context()
@@ -101,6 +109,7 @@ class MadeUpActor:
         key = names.sample_stream("exp", "trial", trainer_name)
         self._sender = SampleSender(context, key, f"actor/{index}", layout, num_slots=4, num_groups=1)
         self._index = index
+        self.muted = False
         self._seen = (-1, -1)
         self._weights: dict[str, Any] | None = None
 
@@ -111,7 +120,7 @@ class MadeUpActor:
         if newer is not None and (newer.epoch, newer.policy_version) > self._seen:
             self._seen = (newer.epoch, newer.policy_version)
             self._weights = {name: np.array(array) for name, array in newer.weights.items()}
-        if self._weights is None or (batch := self._sender.acquire(0)) is None:
+        if self.muted or self._weights is None or (batch := self._sender.acquire(0)) is None:
             return
         epoch, version = self._seen
         made = make_batch(
@@ -143,8 +152,6 @@ class MadeUpActor:
 
 def play(condition: Callable[[], object], *actors: MadeUpActor) -> None:
     """Let actors act until the condition holds."""
-    import time
-
     deadline = time.monotonic() + 60.0
     while not condition():
         assert time.monotonic() < deadline, "what the test waits for does not come about"
