@@ -1,4 +1,4 @@
-"""`python -m tests.unit.algorithms.rank_process SCENARIO RANK SIZE DIRECTORY`: one rank of several.
+"""`python -m tests.unit.algorithms.rank_process SCENARIO RANK SIZE DIRECTORY DEVICE`: one rank of several.
 
 Results are arrays and numbers by name; `what_ranks_found` starts the processes and reads them.
 """
@@ -51,7 +51,8 @@ def make_ppo(
     spec = make_spec(recurrent, **ACTIONS[actions])
     settings = {"critic": spec.critic, "num_epochs": 2, "num_minibatches": 1, "memory_chunk_length": 4}
     changed = PPOConfig(**{**settings, "value_normalization": "popart", **config})
-    return PPO(changed, spec, total_env_steps=1000, mode=mode, seed=5, ranks=ranks)
+    device = str(getattr(ranks, "_device", "cpu"))
+    return PPO(changed, spec, total_env_steps=1000, mode=mode, device=device, seed=5, ranks=ranks)
 
 
 def part(batch: SampleBatch, rank: int, size: int) -> SampleBatch:
@@ -179,13 +180,24 @@ SCENARIOS: dict[str, Callable[[Ranks], dict[str, Any]]] = {
 }
 
 
-def what_ranks_found(scenario: str, size: int, directory: Path) -> list[dict[str, Any]]:
+def what_ranks_found(scenario: str, size: int, directory: Path, device: str = "cpu") -> list[dict[str, Any]]:
     """Run `size` processes of a scenario; return what each found, by rank ({} of one that died)."""
     directory.mkdir(parents=True, exist_ok=True)
     module = "tests.unit.algorithms.rank_process"
     processes = [
         subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", module, scenario, str(rank), str(size), str(directory)],
+            [
+                sys.executable,
+                "-W",
+                "error",
+                "-m",
+                module,
+                scenario,
+                str(rank),
+                str(size),
+                str(directory),
+                device,
+            ],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -218,7 +230,7 @@ def main() -> None:
             epoch=3,
             rank=rank,
             world_size=size,
-            device="cpu",
+            device=sys.argv[5],
             timeout_s=TIMEOUTS_S.get(scenario, 60.0),
         )
         found = SCENARIOS[scenario](ranks)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hpc_marl.algorithms.ranks import Ranks
 from tests.unit.algorithms.rank_process import KINDS, make_ppo, stale, weights, what_ranks_found
@@ -78,6 +79,23 @@ def test_the_death_of_a_rank_is_an_error_of_the_others_next_call(tmp_path: Path)
 def test_a_rank_that_takes_no_part_is_an_error_after_the_timeout(tmp_path: Path) -> None:
     first, _ = what_ranks_found("silence", 2, tmp_path)
     assert "timeout" in first["error"].lower() or "timed out" in first["error"].lower()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("scenario", ["halves", "minibatches", "words"])
+def test_a_rank_on_a_gpu_does_the_same_by_nccl(tmp_path: Path, scenario: str) -> None:
+    """One rank only: nccl takes no two on one GPU."""
+    (found,) = what_ranks_found(scenario, 1, tmp_path, "cuda")
+    if scenario == "halves":
+        for kind in KINDS:
+            alone = make_ppo(None, *kind)
+            alone.update(stale(make_batch(alone.spec, alone.actor_weights(), num_envs=8)), 0)
+            for key, array in weights(alone).items():
+                if key != "optim.minibatch_rng":
+                    ours = found[" ".join(kind)]["weights"][key]
+                    np.testing.assert_allclose(ours, array, rtol=1e-3, atol=1e-4, err_msg=f"{kind} {key}")
+    elif scenario == "words":
+        assert found["gather"][0]["rank"] == 0 and found["sums"] == [1.0, 0.0]
 
 
 def test_alone_there_is_nothing_to_sum_up() -> None:
