@@ -19,6 +19,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from hpc_marl.base.epoch_fence import read_epoch
+from hpc_marl.base.jobs import JobService
 from hpc_marl.base.launch_record import LaunchRecord
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.run_directory import RunDirectory
@@ -39,18 +41,22 @@ from hpc_marl.control.worker_state import WorkerStatus
 from hpc_marl.display import Display, Progress
 from hpc_marl.errors import ConfigError
 from hpc_marl.interrupts import Ending
-from hpc_marl.launch import duration_s, make_plan
+from hpc_marl.launch import Plan, duration_s, make_plan
 from hpc_marl.run_parts import all_left, make_job_service, patience_of, slot_specs, views_of, with_actors
 from hpc_marl.snapshot import progress_of, snapshot_of
 
 CONTROLLER = "controller"
 """The name under which a controller answers commands."""
 _STEP_INTERVAL_S = 0.1
-_WORKERS_PER_STEP_S = 1000.0  # many workers are looked at less often, so that a login node does not notice
+_STEADY_INTERVAL_S = 0.5  # while all work: commands are answered at once all the same
+_WORKERS_PER_STEP_S = 500.0  # many workers are looked at less often, so that a login node does not notice
 _STATE_INTERVAL_S = 1.0
 _STATE_MAX_AGE_S = 60.0
 _MAX_EVENTS = 30
 _HOSTS_END_S = 20.0
+
+
+MakeJobs = Callable[[ExperimentConfig, Plan, RunDirectory], JobService]
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,7 @@ class Driver:
         record: the launch.
         kind: session or job; see `LeaseHolder`.
         display: shows progress and events.
+        make_jobs: makes what fills slots.
 
     Raises:
         SecurityError: the keys cannot be trusted.
@@ -91,7 +98,10 @@ class Driver:
         record: LaunchRecord,
         kind: str,
         display: Display,
+        *,
+        make_jobs: MakeJobs = make_job_service,
     ) -> None:
+        self._make_jobs = make_jobs
         self._directory, self._record, self._kind, self._display = directory, record, kind, display
         self._started_s = time.monotonic()
         self._events: deque[tuple[float, str]] = deque(maxlen=_MAX_EVENTS)
@@ -159,7 +169,7 @@ class Driver:
             config.experiment_name, record.trial_name, context=self._context, ignore=[CONTROLLER]
         )
         self._stack.callback(panel.close)
-        self._jobs = make_job_service(config, plan, self._directory)
+        self._jobs = self._make_jobs(config, plan, self._directory)
         self._stack.callback(self._jobs.close)
         self._launcher = HostLauncher(
             slot_specs(plan), panel, self._jobs, patience_of(config), say=self.event
@@ -173,7 +183,7 @@ class Driver:
             grant=lambda epoch: grant_epoch(self._directory, epoch),
         )
         if left is not None:
-            adopt(self.controller, left)
+            adopt(self.controller, left, granted=read_epoch(self._directory.epoch_file) or 0)
         server = self._server = ZmqServer(
             config.experiment_name,
             record.trial_name,
@@ -226,8 +236,9 @@ class Driver:
         self._launcher.end_hosts(_HOSTS_END_S, own)
         self._say_events()
         self._display.update(progress)
-        self._write_state(now=True)
+        # Before a state that says finished, which nobody could take over.
         write_verdict(self._directory, verdict)
+        self._write_state(now=True)
         return Drive(verdict, progress)
 
     def _cancel(self, verdict: Verdict) -> Drive:
@@ -322,7 +333,10 @@ class Driver:
 
     @property
     def _interval_s(self) -> float:
-        return max(_STEP_INTERVAL_S, len(self.controller.workers) / _WORKERS_PER_STEP_S)
+        views = self.controller.workers.values()
+        is_steady = all(view.status is WorkerStatus.RUNNING or not view.is_wanted for view in views)
+        least_s = _STEADY_INTERVAL_S if is_steady else _STEP_INTERVAL_S
+        return max(least_s, len(views) / _WORKERS_PER_STEP_S)
 
     def _say_events(self) -> None:
         while self.controller.events:
@@ -339,5 +353,10 @@ class Driver:
             aged_s = state.elapsed_s - before.elapsed_s
             if aged_s < _STATE_MAX_AGE_S and replace(before, elapsed_s=state.elapsed_s) == state:
                 return
-        self._written = state
-        write_controller_state(self._directory, state)
+        try:
+            write_controller_state(self._directory, state)
+        except OSError as error:
+            # A full or stalled disk must not end the run; the state is written with the next change.
+            self.event(f"the controller's state was not written: {error}")
+        else:
+            self._written = state

@@ -71,7 +71,7 @@ def patience_of(config: ExperimentConfig) -> Patience:
     is_local = cluster.kind == "local"
     return Patience(
         host_silence_s=control.orphan_grace_s * 1.2 + 5.0,
-        host_grace_s=control.orphan_grace_s if is_local else cluster.actor_grace_s,
+        ping_interval_s=control.orphan_grace_s / 4,
         registration_s=_REGISTRATION_S,
         request_s=control.request_timeout_s,
         max_resubmissions=cluster.max_resubmissions,

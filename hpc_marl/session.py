@@ -37,8 +37,8 @@ from hpc_marl.run_log import controller_log
 from hpc_marl.summary import write_summary
 from hpc_marl.trials import choose_trial_name, next_epoch, require_not_running
 
-_WORKERS_PER_HEARTBEAT_S = 200.0
-"""All heartbeats together, so that watching a thousand workers costs a login node next to nothing."""
+_HEARTBEATS_PER_S = 100.0
+"""Of all workers together, at most, so that watching a thousand workers costs a login node next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _settled(config: ExperimentConfig) -> ExperimentConfig:
     root = os.path.join(cluster.shared_root or "", config.root) if cluster.kind == "slurm" else config.root
     config = dataclasses.replace(config, root=root)
     num_workers = config.actors.count + config.policies.count + config.trainer.count
-    interval_s = max(config.control.heartbeat_interval_s, num_workers / _WORKERS_PER_HEARTBEAT_S)
+    interval_s = max(config.control.heartbeat_interval_s, num_workers / _HEARTBEATS_PER_S)
     control = dataclasses.replace(
         config.control,
         heartbeat_interval_s=interval_s,

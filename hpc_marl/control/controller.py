@@ -31,16 +31,19 @@ from hpc_marl.control.worker_state import (
     heartbeat_event,
     transition,
 )
-from hpc_marl.control.worker_view import Launcher, ProcessExit, WorkerView
-from hpc_marl.errors import HpcMarlError
+from hpc_marl.control.worker_view import (
+    EVALUATOR,
+    TRAINER,
+    Launcher,
+    ProcessExit,
+    WorkerView,
+    evaluator_view,
+)
+from hpc_marl.errors import HpcMarlError, RpcTimeoutError
 
 __all__ = ["EVALUATOR", "TRAINER", "Controller", "Phase", "Verdict"]
 
 _log = logging.getLogger(__name__)
-
-TRAINER = "trainer/0"
-EVALUATOR = "evaluator/0"
-_ENDED = (WorkerStatus.COMPLETED, WorkerStatus.INTERRUPTED, WorkerStatus.ERROR, WorkerStatus.LOST)
 
 
 class Controller:
@@ -96,20 +99,21 @@ class Controller:
             clock=clock,
         )
         self._verdict: Verdict | None = None
-        self._next_keepalive_s = 0.0
         self._roll_call = RollCall(panel, launcher, config.control.connect_timeout_s, clock)
         self._actions: dict[Action, Callable[[WorkerView], None]] = {
             Action.SEND_CONFIGURE: self._send_configure,
-            Action.SEND_START: self._mark_configured,
+            Action.SEND_START: WorkerView.take_configured,
             Action.END_PROCESS: self._end_process,
             Action.DECIDE_FAULT: self._decide_fault,
             Action.CHECK_RUN: self._check_run,
-            Action.FORGET: self._forget,
+            Action.FORGET: WorkerView.give_up,
         }
 
     def launch(self) -> None:
         """Launch every worker, or take over those that another controller has launched."""
         self._grant(self.faults.epoch)
+        if self.phase is Phase.EVALUATING:
+            self._launcher.release_actors()
         for worker in list(self.workers.values()):
             if worker.is_wanted:
                 adopted = worker.adopted
@@ -125,7 +129,6 @@ class Controller:
         self._start_due()
         self._membership.update(self.workers)
         self.faults.give_up_hopeless()
-        self._keep_alive()
         return self._verdict or self.faults.verdict
 
     def pause(self) -> None:
@@ -163,6 +166,7 @@ class Controller:
                 continue
             if known is not None:
                 fresh.life = known.life + 1
+                self._panel.disconnect(name)  # the life before may still be closing files
             self.workers[name] = fresh
             self._launch(fresh)
         self.num_actors = len(wanted)
@@ -209,7 +213,7 @@ class Controller:
     def _take_exit(self, worker: WorkerView, exit_: ProcessExit) -> None:
         worker.displaced = exit_.displaced
         if exit_.code:
-            worker.last_error = exit_.displaced or worker.last_error or _exit_text(exit_.code)
+            worker.last_error = exit_.displaced or worker.last_error or exit_.text
         self._feed(worker, exit_event(exit_.code))
 
     def _take_registrations(self, registered: Mapping[str, str]) -> None:
@@ -258,11 +262,21 @@ class Controller:
                 # The process's exit or its silence says whether it lives; what it answered says why it failed.
                 worker.last_error = str(error)
                 self._say(f"{worker.name} did not {command}: {error}")
+                if isinstance(error, RpcTimeoutError):
+                    self._ask_again(worker, command)
                 continue
             if command == "status":
                 self._take_adopted(worker, answer)
             else:
                 self._feed(worker, Event.CONFIGURED if command == "configure" else Event.STARTED)
+
+    def _ask_again(self, worker: WorkerView, command: str) -> None:
+        """A slow worker, or a slow network: it may have done what it was told nevertheless."""
+        if command == "start":
+            worker.started = False
+        elif worker.is_live:
+            worker.adopted = True
+            self._send_configure(worker)
 
     def _take_adopted(self, worker: WorkerView, answer: Mapping[str, object]) -> None:
         """A worker of the controller before says how far it is."""
@@ -296,9 +310,6 @@ class Controller:
         if worker.kind == "trainer":
             config["batches_per_update"] = self._membership.share(worker, views)
         self._send(worker, "configure", config=config)
-
-    def _mark_configured(self, worker: WorkerView) -> None:
-        worker.configured = True
 
     def _send(self, worker: WorkerView, command: str, **kwargs: object) -> None:
         timeout = self._config.control.request_timeout_s
@@ -336,9 +347,6 @@ class Controller:
         else:
             self.faults.decide(worker)
 
-    def _forget(self, worker: WorkerView) -> None:
-        worker.given_up = True
-
     def _check_run(self, worker: WorkerView) -> None:
         """The trainer's end ends training; the evaluator's end ends the run."""
         if worker.name == TRAINER and self.phase is Phase.TRAINING:
@@ -369,32 +377,11 @@ class Controller:
             time.sleep(0.02)
         self._take_exits()
         for name in names:
-            if self._launcher.is_alive(name):
-                if name in connected:
-                    self._say(f"{name} did not exit within {control.stop_timeout_s:g} s and was killed")
-                self._launcher.kill(name)
+            if name in connected and self._launcher.is_alive(name):
+                self._say(f"{name} did not exit within {control.stop_timeout_s:g} s and was killed")
+            self._launcher.kill(name)  # also one that is only about to be started
             self._panel.disconnect(name)
-
-    def _keep_alive(self) -> None:
-        """Speak to every worker now and then: they end themselves when no controller does."""
-        if self._clock() < self._next_keepalive_s:
-            return
-        self._next_keepalive_s = self._clock() + self._config.control.orphan_grace_s / 4
-        for worker in self.workers.values():
-            if worker.incarnation and worker.pending is None and worker.status not in _ENDED:
-                self._tell(worker, "ping")
 
     def _say(self, text: str) -> None:
         _log.info("%s", text)
         self.events.append(text)
-
-
-def evaluator_view() -> WorkerView:
-    """Return a view of the evaluator, not yet launched."""
-    return WorkerView(EVALUATOR, max_restarts=2, num_threads=1)
-
-
-def _exit_text(code: int) -> str:
-    if code == -9:
-        return "killed by signal 9 (SIGKILL); if nobody did, the system ran out of memory"
-    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"

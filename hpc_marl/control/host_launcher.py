@@ -25,7 +25,7 @@ from hpc_marl.errors import HpcMarlError
 
 _log = logging.getLogger(__name__)
 
-_PING_INTERVAL_S = 4.0
+_FIRST_PING_INTERVAL_S = 4.0
 _ENDED = (WorkerStatus.COMPLETED, WorkerStatus.INTERRUPTED, WorkerStatus.ERROR)
 
 
@@ -92,10 +92,12 @@ class HostLauncher:
         if slot.is_up:
             return ""
         report = self.jobs.report(slot.spec.index)
-        if slot.lost or report is None or report.state.is_final:
+        if report is None or report.state.is_final:
             return slot.lost or "submission"
+        if report.state is JobState.PENDING:
+            return report.reason or slot.lost or "pending"
         # A job that runs for the first time is as good as there: its host is only starting.
-        return "" if report.state is JobState.RUNNING else report.reason or report.state.value.lower()
+        return slot.lost
 
     def hopeless(self, worker_name: str) -> str:
         """Return why its slot will not be filled any more."""
@@ -164,10 +166,18 @@ class HostLauncher:
         others = [name for name in connected if name != own]
         while any(self._is_heard(name) for name in others) and self._clock() < deadline:
             time.sleep(0.05)
-        if not own:
-            self.jobs.drop_all()
+        if own:
+            # A job is cancelled as a whole, so nothing of our own host's job may be.
+            unit = next(slot.spec.unit for slot in self.slots.values() if slot.spec.host == own)
+            left = [slot for slot in self.slots.values() if slot.spec.host not in connected]
+            self.jobs.drop(slot for slot in left if slot.spec.index not in unit)
         else:
-            self.jobs.drop(slot for slot in self.slots.values() if slot.spec.host not in connected)
+            # A job whose hosts have ended is ending too, and Slurm need not call it cancelled.
+            beats = self._panel.heartbeats()
+            for slot in self.slots.values():
+                beat = beats.get(slot.spec.host)
+                slot.ended = slot.ended or (beat is not None and beat.status in _ENDED)
+            self.jobs.drop_all()
 
     # ---- one step ----------------------------------------------------------------------------------------------------
 
@@ -185,8 +195,9 @@ class HostLauncher:
     def _take_host(self, slot: SlotView, incarnation: str, beat: Heartbeat | None) -> None:
         if incarnation and incarnation != slot.incarnation:
             if slot.is_up:
-                self._lose(slot, "its host process was replaced")
-            slot.incarnation, slot.heard, slot.silent = incarnation, None, False
+                # The panel speaks to the new one already: nobody is to be disconnected.
+                self._lose(slot, "its host process was replaced", for_good=False)
+            slot.incarnation, slot.heard, slot.silent, slot.ended = incarnation, None, False, False
             slot.processes, slot.pending = {}, {}
             slot.seen_running_s, slot.lost = None, ""
         if not slot.incarnation or beat is None or beat.incarnation != slot.incarnation:
@@ -201,6 +212,7 @@ class HostLauncher:
         if not before and slot.metric("node"):
             self._say(f"{slot.spec.host} is up on {slot.metric('node')}")
         if beat.status in _ENDED:
+            slot.ended = True
             words = {"PREEMPTED": "its job was preempted", "TIMEOUT": "its job ran out of time"}
             self._lose(
                 slot, words.get(str(slot.metric("ended")), f"its host process ended {beat.status.value}")
@@ -231,12 +243,14 @@ class HostLauncher:
         slot.wanted.clear()
 
     def _keep_alive(self, slot: SlotView) -> None:
-        """Speak to a host now and then: it ends when no controller does; the first one starts a deputy soon."""
+        """Speak to a host now and then: it ends its workers when no controller does; the first starts a deputy soon."""
         name, now = slot.spec.host, self._clock()
         if not slot.is_up or now < self._ping_s.get(name, 0.0):
             return
-        interval_s = _PING_INTERVAL_S if slot.spec.index == 0 else self._patience.host_grace_s / 4
-        self._ping_s[name] = now + interval_s
+        interval_s = self._patience.ping_interval_s
+        self._ping_s[name] = now + (
+            min(interval_s, _FIRST_PING_INTERVAL_S) if slot.spec.index == 0 else interval_s
+        )
         self._panel.async_request(name, "ping", timeout=self._patience.request_s)
 
     def _reconcile(self, slot: SlotView) -> None:
@@ -272,11 +286,12 @@ class HostLauncher:
     def _pass_on_exits(self, slot: SlotView) -> None:
         for name, process in slot.processes.items():
             wanted = slot.wanted.get(name)
-            ended = process.code is not None and wanted is not None and process.life == wanted.life
-            if ended and (name, process.life) not in slot.told:
-                slot.told.add((name, process.life))
+            if process.code is None or wanted is None or (name, wanted.life) in slot.told:
+                continue
+            # A later life was begun by a controller that could not say so any more.
+            if process.life >= wanted.life:
+                slot.told.add((name, wanted.life))
                 del slot.wanted[name]
-                assert process.code is not None
                 self._exits.append(ProcessExit(name, process.code))
 
     # ---- jobs --------------------------------------------------------------------------------------------------------

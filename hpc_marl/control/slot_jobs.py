@@ -20,7 +20,7 @@ class Patience:
 
     Attributes:
         host_silence_s: a host that was silent for longer is lost; above the workers' own orphan grace.
-        host_grace_s: a host that nobody speaks to for so long ends itself.
+        ping_interval_s: how often a host is spoken to; well below the grace of its workers.
         registration_s: from a job's start to its host's first word.
         request_s: for a host's answer to one command.
         max_resubmissions: of one slot.
@@ -29,7 +29,7 @@ class Patience:
     """
 
     host_silence_s: float
-    host_grace_s: float
+    ping_interval_s: float
     registration_s: float
     request_s: float
     max_resubmissions: int
@@ -167,10 +167,12 @@ class SlotJobs:
             self._jobs.cancel([slot.spec.index for slot in dropped])
 
     def drop_all(self) -> None:
-        """Cancel whatever is left of the jobs."""
+        """Cancel whatever is left of the jobs, except those whose hosts have ended."""
         left = [
             slot
             for index, slot in self._slots.items()
-            if (report := self._jobs.report(index)) is not None and not report.state.is_final
+            if not slot.ended
+            and (report := self._jobs.report(index)) is not None
+            and not report.state.is_final
         ]
         self.drop(left)

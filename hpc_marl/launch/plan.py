@@ -25,11 +25,11 @@ def duration_s(text: str) -> float:
     days, dash, rest = text.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
     if dash:
-        hours, minutes, seconds = (parts + [0, 0])[:3]
+        hours, minutes, seconds = [*parts, 0, 0][:3]
     elif len(parts) == 3:
         hours, minutes, seconds = parts
     else:
-        hours, minutes, seconds = 0, parts[0], (parts + [0])[1]
+        hours, minutes, seconds = 0, parts[0], [*parts, 0][1]
     return float(((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 

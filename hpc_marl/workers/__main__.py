@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.parent is not None and not die_with_parent(options.parent):
             return exit_code(WorkerStatus.INTERRUPTED)
         directory = RunDirectory.at(options.run_dir)
-        return _run(options.worker_name, directory, read_launch_record(directory))
+        return _run(options.worker_name, directory, read_launch_record(directory), options.parent is not None)
     except HpcMarlError as error:
         _log.error("%s: %s", type(error).__name__, error)
         return 1
@@ -84,7 +84,7 @@ def own_slot(slots: str, environment: Mapping[str, str]) -> int:
     return int(numbers[rank])
 
 
-def _run(worker_name: str, directory: RunDirectory, record: LaunchRecord) -> int:
+def _run(worker_name: str, directory: RunDirectory, record: LaunchRecord, has_host: bool) -> int:
     worker_class = resolve_kind(worker_name.partition("/")[0], record.worker_kinds)
     context = RunContext.open(
         directory, record.run_uuid, interface=record.interface, port_range=record.port_range
@@ -97,7 +97,9 @@ def _run(worker_name: str, directory: RunDirectory, record: LaunchRecord) -> int
             context=context,
             heartbeat_interval_s=record.heartbeat_interval_s,
         )
-        worker: Worker = worker_class(server, context, directory, orphan_grace_s=record.orphan_grace_s)
+        # A host hears the controller for all its workers, and ends them when it does not.
+        grace_s = None if has_host else record.orphan_grace_s
+        worker: Worker = worker_class(server, context, directory, orphan_grace_s=grace_s)
         _exit_on_signals(worker)
         _log.info("%s pid %d serves", worker_name, os.getpid())
         try:

@@ -33,6 +33,7 @@ TAKEOVER_SILENCE_S = 15.0
 """The first slot's host starts a deputy after so long without a word from a controller."""
 _DEPUTY_PAUSE_S = 10.0  # between two deputies, should one fail at once
 _TERMINATE_WAIT_S = 60.0
+_ORPHAN_KILL_S = 10.0
 _USAGE_INTERVAL_S = 15.0
 _WATCH_INTERVAL_S = 0.1
 
@@ -57,7 +58,6 @@ class HostWorker(Worker):
         self._may_have_deputy = record.has_deputy and slot == 0
         self._deputy: subprocess.Popen[bytes] | None = None
         self._next_deputy_s = time.monotonic()
-        self._heard_before = False
         self._notified = False
         self._reported = ""
         self._ended = ""
@@ -121,8 +121,7 @@ class HostWorker(Worker):
         if self._notified or self._task.ends_soon():
             self._ended = "TIMEOUT" if self._task.ends_soon() else "PREEMPTED"
             self.request_exit()
-        self._heard_before = self._heard_before or silence_s < _WATCH_INTERVAL_S
-        impatient = self._record.controller == "job" and not self._heard_before
+        impatient = self._record.controller == "job" and not self._was_spoken_to
         if self._may_have_deputy and (impatient or silence_s > TAKEOVER_SILENCE_S):
             self._start_deputy()
 
@@ -172,6 +171,16 @@ class HostWorker(Worker):
             f"{name}:{child.life}:{'r' if child.exit_code is None else child.exit_code}"
             for name, child in self._processes.children.items()
         )
+
+    def _end_orphans(self, silence_s: float) -> None:
+        """End the workers when nobody drives them: somebody else may have been started in their place by now."""
+        if silence_s < self._record.orphan_grace_s or not (running := self._processes.running()):
+            return
+        if silence_s < self._record.orphan_grace_s + _ORPHAN_KILL_S:
+            _log.warning("no word from a controller for %.0f s: %s end", silence_s, ", ".join(running))
+            self._processes.terminate(running)
+        else:
+            self._processes.close()
 
     def _note_notice(self, signal_number: int, frame: object) -> None:
         self._notified = True
