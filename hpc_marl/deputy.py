@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--run-dir", required=True, type=Path, help="the trial's directory")
     directory = RunDirectory.at(parser.parse_args(arguments).run_dir)
+    # Slurm's notice before a time limit goes to every process of the job: the host acts on it, and tells this one.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     raise_descriptor_limit()
     try:
         config, record = read_config(directory), read_launch_record(directory)

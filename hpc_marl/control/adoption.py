@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from hpc_marl.control.controller import EVALUATOR, Controller, Phase, evaluator_view
+from hpc_marl.control.controller import Controller, Phase
 from hpc_marl.control.controller_state import ControllerState
+from hpc_marl.control.worker_view import EVALUATOR, evaluator_view
 
 
 def state_of(controller: Controller, run_uuid: str, elapsed_s: float) -> ControllerState:
@@ -22,13 +23,18 @@ def state_of(controller: Controller, run_uuid: str, elapsed_s: float) -> Control
     )
 
 
-def adopt(controller: Controller, left: ControllerState) -> None:
+def adopt(controller: Controller, left: ControllerState, granted: int = 0) -> None:
     """Have a controller that has launched nobody yet go on where the one before stopped.
 
     Its `launch` then takes over the lives that run, and asks each worker how far it is.
+
+    Args:
+        controller: the new one.
+        left: what the one before wrote last.
+        granted: the trainers' newest epoch, which the one before may have had no time to write down.
     """
     controller.phase, controller.is_paused = Phase(left.phase), left.is_paused
-    controller.faults.epoch = left.epoch
+    controller.faults.epoch = max(left.epoch, granted)
     if controller.phase is Phase.EVALUATING:
         controller.workers[EVALUATOR] = evaluator_view()
     for name, worker in controller.workers.items():

@@ -91,20 +91,28 @@ class Faults:
         if worker.kind != "trainer":
             return
         for fellow in self._trainers():
-            if fellow.relaunch_s is None and fellow.status is not WorkerStatus.COMPLETED:
-                self._launcher.interrupt(fellow.name)
-                fellow.last_error = f"restarts with {worker.name}"
+            if fellow.relaunch_s is not None:
+                continue
+            self._launcher.interrupt(fellow.name)
+            fellow.last_error = f"restarts with {worker.name}"
+            if fellow.status is WorkerStatus.COMPLETED:
+                # A little earlier than the others: that counts no more.
+                self._panel.disconnect(fellow.name)
+                fellow.end_life()
+                fellow.schedule_relaunch(self._clock(), displaced=True)
+            else:
                 self._feed(fellow, Event.PROCESS_INTERRUPTED)
 
     def relaunch_due(self) -> None:
         """Launch again whoever it is time for."""
         trainers = self._trainers()
         for worker in self._workers.values():
-            if worker.relaunch_s is None or self.verdict is not None or not self._may_relaunch(worker):
+            is_due = worker.is_wanted and worker.relaunch_s is not None and self.verdict is None
+            if not is_due or not self._may_relaunch(worker):
                 continue
             if worker.kind != "trainer":
                 self._relaunch(worker)
-            elif all(t.relaunch_s is not None and self._may_relaunch(t) for t in trainers):
+            elif all(self._may_relaunch(trainer) for trainer in trainers):
                 self.epoch += 1
                 self._grant(self.epoch)
                 for trainer in trainers:
@@ -113,8 +121,7 @@ class Faults:
     def _may_relaunch(self, worker: WorkerView) -> bool:
         """Whether it is time to, and the process before is gone."""
         now = self._clock()
-        assert worker.relaunch_s is not None
-        if now < worker.relaunch_s:
+        if worker.relaunch_s is None or now < worker.relaunch_s:
             return False
         if self._launcher.is_alive(worker.name):
             if now < worker.relaunch_s + self._config.control.stop_timeout_s:
@@ -139,7 +146,7 @@ class Faults:
                 or not (why := self._launcher.hopeless(worker.name))
             ):
                 continue
-            if worker.kind == "actor" and self._num_live_actors() >= self._config.actors.min_actors:
+            if worker.kind == "actor" and self._num_possible_actors() >= self._config.actors.min_actors:
                 worker.given_up = True
                 self._say(f"{worker.name}: {why}; training goes on without it")
             else:
@@ -147,6 +154,11 @@ class Faults:
 
     def _num_live_actors(self) -> int:
         return sum(worker.is_live for worker in self._workers.values() if worker.kind == "actor")
+
+    def _num_possible_actors(self) -> int:
+        """Return how many work, or may do so once their places are there."""
+        actors = [worker for worker in self._workers.values() if worker.kind == "actor" and worker.is_wanted]
+        return sum(bool(actor.incarnation) or not self._launcher.hopeless(actor.name) for actor in actors)
 
     def _trainers(self) -> list[WorkerView]:
         return [worker for worker in self._workers.values() if worker.kind == "trainer"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import time
@@ -14,6 +15,8 @@ from typing import Any
 from hpc_marl.base import names
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.errors import NameEntryExistsError, NameEntryNotFoundError, NameResolveError
+
+_log = logging.getLogger(__name__)
 
 LEASE_TTL_S = 15.0
 """A holder that shows no sign of life for so long has lost the lease."""
@@ -112,5 +115,5 @@ class ControllerLease:
         try:
             if (holder := self.holder()) is not None and holder.token == self.own.token:
                 self._resolver.delete(self._key)
-        except NameEntryNotFoundError:
-            return
+        except NameResolveError as error:
+            _log.warning("the lease is left to expire: %s", error)

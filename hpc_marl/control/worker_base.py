@@ -116,6 +116,7 @@ class Worker(ABC):
         self._failure: Exception | None = None  # raised by a hook inside a request
         self._exit_requested = False
         self._exit_hook_called = False
+        self._was_spoken_to = False
         self._hooks: dict[Action, Callable[..., None]] = {
             Action.RUN_CONFIGURE: self._configure,
             Action.RUN_RECONFIGURE: self._reconfigure,
@@ -215,6 +216,7 @@ class Worker(ABC):
             last_busy = now if busy else last_busy
             if self._server.handle_requests(timeout=self._wait_s(now - last_busy)):
                 last_request = time.monotonic()
+                self._was_spoken_to = True
             if self._failure is not None:
                 raise self._failure
             if self._exit_requested:

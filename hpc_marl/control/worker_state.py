@@ -159,7 +159,7 @@ _VIEW_TABLE: tuple[_Row, ...] = (
     (Event.PROCESS_KILLED,        (*_LIVE, _UNKNOWN),   _LOST,        (Action.DECIDE_FAULT,)),
     # The controller's own decisions; in any other status they would be its mistake.
     (Event.GIVEN_UP,              (_INTERRUPTED, _ERROR, _LOST), _STAY,    (Action.FORGET,)),
-    (Event.RESPAWNED,             (_INTERRUPTED, _ERROR, _LOST), _UNKNOWN, ()),
+    (Event.RESPAWNED,             (_COMPLETED, _INTERRUPTED, _ERROR, _LOST), _UNKNOWN, ()),
 )
 # fmt: on
 _WORKER_EVENTS = frozenset(row[0] for row in _WORKER_TABLE)

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Protocol
 from hpc_marl.control.interfaces import Heartbeat
 from hpc_marl.control.worker_state import WorkerStatus
 
+TRAINER = "trainer/0"
+EVALUATOR = "evaluator/0"
 _QUICK_END_S = 10.0
 _MAX_QUICK_ENDS = 5
 _BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -26,6 +28,13 @@ class ProcessExit(NamedTuple):
     worker_name: str
     code: int
     displaced: str = ""
+
+    @property
+    def text(self) -> str:
+        """What the exit code says."""
+        if self.code == -9:
+            return "killed by signal 9 (SIGKILL); if nobody did, the system ran out of memory"
+        return f"killed by signal {-self.code}" if self.code < 0 else f"exit code {self.code}"
 
 
 class Launcher(Protocol):
@@ -153,6 +162,14 @@ class WorkerView:
         self.configured = self.started = self.adopted = False
         self.pending, self.metrics = None, {}
 
+    def take_configured(self) -> None:
+        """This life has its config."""
+        self.configured = True
+
+    def give_up(self) -> None:
+        """The run goes on without it."""
+        self.given_up = True
+
     def end_life(self) -> None:
         """Its process is gone, or does not count any more."""
         self.last_incarnation = self.incarnation or self.last_incarnation
@@ -169,3 +186,8 @@ class WorkerView:
         self.relaunch_s = now + _BACKOFF_S[min(max(self.quick_ends - 1, 0), len(_BACKOFF_S) - 1)]
         self.life += 1
         self.restarts += not displaced
+
+
+def evaluator_view() -> WorkerView:
+    """Return a view of the evaluator, not yet launched."""
+    return WorkerView(EVALUATOR, max_restarts=2, num_threads=1)

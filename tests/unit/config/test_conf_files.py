@@ -27,7 +27,7 @@ def test_the_groups_that_are_promised_exist():
 def test_a_group_file_composes_to_its_own_type(file: str):
     group, option = file.removesuffix(".yaml").split("/")
     cls = typing.get_type_hints(ExperimentConfig)[group]
-    content = OmegaConf.to_container(OmegaConf.load(conf_directory() / file))
+    content = OmegaConf.to_container(OmegaConf.load(conf_directory() / file), resolve=True)
     assert isinstance(content, dict)
     content.pop("defaults", None)
     build(cls, content)

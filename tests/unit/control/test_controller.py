@@ -3,141 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import pytest
 
-from hpc_marl.config import ActorGroupConfig, ExperimentConfig
-from hpc_marl.control.controller import EVALUATOR, TRAINER, Controller, Phase
-from hpc_marl.control.interfaces import Heartbeat
-from hpc_marl.control.worker_base import Response
+from hpc_marl.control.controller import EVALUATOR, TRAINER, Phase
 from hpc_marl.control.worker_state import WorkerStatus
-from hpc_marl.control.worker_view import WorkerView
-from hpc_marl.errors import RemoteError, RpcError
-
-
-class Reply:
-    """An answer that is there at once."""
-
-    def __init__(self, error: RpcError | None = None) -> None:
-        self.error = error
-
-    def done(self) -> bool:
-        return True
-
-    def result(self, timeout: float | None = None) -> str:
-        if self.error is not None:
-            raise self.error
-        return "OK"
-
-
-class Stage:
-    """Plays all workers: panel, launcher and clock in one."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.lives: dict[str, int] = {}
-        self.alive: set[str] = set()
-        self.registered: dict[str, str] = {}
-        self.given_up: set[str] = set()
-        self.status: dict[str, WorkerStatus] = {}
-        self.silent_since: dict[str, float] = {}
-        self.stuck_since: dict[str, float] = {}
-        self.sent: list[tuple[str, str, dict[str, Any]]] = []
-        self.ended: list[tuple[str, int]] = []
-        self.answers: dict[tuple[str, str], RpcError] = {}
-        self.errors: dict[str, str] = {}
-
-    # the launcher
-    def launch(self, worker_name: str, life: int, num_threads: int) -> None:
-        self.lives[worker_name] = life
-        self.alive.add(worker_name)
-
-    def exits(self) -> list[tuple[str, int]]:
-        ended, self.ended = self.ended, []
-        return ended
-
-    def is_alive(self, worker_name: str) -> bool:
-        return worker_name in self.alive
-
-    def kill(self, worker_name: str) -> None:
-        self.alive.discard(worker_name)
-
-    # the panel
-    def refresh(self) -> dict[str, str]:
-        return {name: life for name, life in self.registered.items() if life not in self.given_up}
-
-    def disconnect(self, worker_name: str) -> None:
-        if worker_name in self.registered:
-            self.given_up.add(self.registered[worker_name])
-
-    def heartbeats(self) -> dict[str, Heartbeat]:
-        beats = {}
-        for name, incarnation in self.refresh().items():
-            silent = self.now - self.silent_since.get(name, self.now)
-            stuck = self.now - self.stuck_since.get(name, self.now)
-            status = self.status.get(name, WorkerStatus.READY)
-            error = self.errors.get(name, "")
-            beats[name] = Heartbeat(name, incarnation, status, "poll", 1, {}, error, silent, stuck)
-        return beats
-
-    def async_request(
-        self, worker_name: str, command: str, /, timeout: float | None = None, **kwargs: Any
-    ) -> Reply:
-        self.sent.append((worker_name, command, kwargs))
-        error = self.answers.get((worker_name, command))
-        if command == "start" and error is None:
-            self.status[worker_name] = WorkerStatus.RUNNING
-        return Reply(error)
-
-    def group_request(
-        self, command: str, worker_names: Any = None, timeout: float | None = None
-    ) -> list[Response]:
-        for name in worker_names:
-            self.sent.append((name, command, {}))
-            self.alive.discard(name)
-        return [Response(name, result="COMPLETED") for name in worker_names]
-
-    # what the test does
-    def register(self, name: str) -> None:
-        self.registered[name] = f"{name}.{self.lives[name]}"
-        self.status[name] = WorkerStatus.READY
-        self.silent_since.pop(name, None)
-        self.stuck_since.pop(name, None)
-
-    def die(self, name: str, code: int = -9) -> None:
-        self.alive.discard(name)
-        self.ended.append((name, code))
-
-    def commands(self, name: str) -> list[str]:
-        return [command for worker, command, _ in self.sent if worker == name and command != "ping"]
-
-
-NAMES = (TRAINER, "actor/0", "actor/1")
-
-
-def make(max_restarts: int = 3, min_actors: int = 1) -> tuple[Controller, Stage]:
-    stage = Stage()
-    config = ExperimentConfig(trial_name="t", actors=ActorGroupConfig(count=2, min_actors=min_actors))
-    views = [WorkerView(name, max_restarts, 1) for name in NAMES]
-    controller = Controller(config, views, stage, stage, epoch=5, clock=lambda: stage.now)  # type: ignore[arg-type]
-    controller.launch()
-    return controller, stage
-
-
-def turn(controller: Controller, stage: Stage, seconds: float = 1.0, steps: int = 4) -> None:
-    for _ in range(steps):
-        controller.step()
-        stage.now += seconds / steps
-
-
-def running(**options: int) -> tuple[Controller, Stage]:
-    controller, stage = make(**options)
-    for name in NAMES:
-        stage.register(name)
-    turn(controller, stage)
-    assert {controller.workers[name].status for name in NAMES} == {WorkerStatus.RUNNING}
-    return controller, stage
+from hpc_marl.errors import RemoteError
+from tests.unit.control.stage import NAMES, make, running, turn
 
 
 def test_nobody_starts_before_the_quorum_and_late_actors_join() -> None:
@@ -166,7 +38,7 @@ def test_a_killed_actor_is_started_again_while_training_goes_on() -> None:
     stage.die("actor/0")
     turn(controller, stage)
     assert controller.workers["actor/0"].status is WorkerStatus.UNKNOWN and stage.lives["actor/0"] == 1
-    assert controller.phase is Phase.TRAINING and controller.restarts == 1
+    assert controller.phase is Phase.TRAINING and controller.faults.restarts == 1
     stage.register("actor/0")
     turn(controller, stage)
     assert controller.workers["actor/0"].status is WorkerStatus.RUNNING
@@ -226,10 +98,10 @@ def test_quick_deaths_are_started_again_ever_later_and_then_not_at_all() -> None
 def test_silent_and_stuck_workers_are_killed_and_replaced(fault: str) -> None:
     controller, stage = running()
     getattr(stage, fault)["actor/0"] = stage.now
-    before = controller.restarts
+    before = controller.faults.restarts
     stage.now += 200.0
     turn(controller, stage)
-    assert controller.restarts == before + 1 and stage.lives["actor/0"] == 1
+    assert controller.faults.restarts == before + 1 and stage.lives["actor/0"] == 1
 
 
 def test_a_worker_that_never_registers_is_replaced() -> None:
@@ -273,11 +145,3 @@ def test_stop_ends_everybody_also_those_not_connected_yet() -> None:
     turn(controller, stage)
     controller.stop()
     assert not stage.alive and "exit" in stage.commands("actor/0")
-
-
-def test_a_kept_alive_worker_hears_from_the_controller() -> None:
-    controller, stage = running()
-    stage.now += 30.0
-    turn(controller, stage)
-    pinged = {name for name, command, _ in stage.sent if command == "ping"}
-    assert pinged == set(NAMES)

@@ -53,7 +53,7 @@ def test_exactly_the_expected_events_fit_each_status() -> None:
         WorkerStatus.READY: {Event.CONFIGURE, *live},
         WorkerStatus.RUNNING: {Event.PAUSE, Event.FINISHED, *live},
         WorkerStatus.PAUSED: {Event.PAUSE, *live},
-        WorkerStatus.COMPLETED: {Event.FAILED, Event.ORPHANED, *end},
+        WorkerStatus.COMPLETED: {Event.FAILED, Event.ORPHANED, Event.RESPAWNED, *end},
         WorkerStatus.INTERRUPTED: {Event.GIVEN_UP, Event.RESPAWNED, *end},
         WorkerStatus.ERROR: {Event.GIVEN_UP, Event.RESPAWNED, *end},
         WorkerStatus.LOST: {Event.GIVEN_UP, Event.RESPAWNED},
