@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from hpc_marl.control.interfaces import WorkerControlPanel
 from hpc_marl.control.worker_state import WorkerStatus
 from hpc_marl.control.worker_view import Launcher, WorkerView
+from hpc_marl.errors import NameResolveError
+
+_log = logging.getLogger(__name__)
 
 _INTERVAL_S = 0.2  # listing the names of 1000 workers takes a tenth of a second
 _SLOW_INTERVAL_S = 2.0  # while only jobs in the queue are awaited, which may take hours
@@ -43,7 +47,12 @@ class RollCall:
         if not (awaited or self._launcher.expects_hosts()) or now < self._next_s:
             return {}
         self._next_s = now + (_INTERVAL_S if awaited else _SLOW_INTERVAL_S)
-        return self._panel.refresh()
+        try:
+            return self._panel.refresh()
+        except NameResolveError as error:
+            # The shared file system hiccups: who is connected stays so, and the next look is soon.
+            _log.warning("%s", error)
+            return {}
 
     def overdue(self, workers: Collection[WorkerView]) -> Iterator[WorkerView]:
         """Yield the workers that should have registered, with the reason in `last_error`."""
@@ -52,8 +61,8 @@ class RollCall:
             is_new = worker.status is WorkerStatus.UNKNOWN and worker.relaunch_s is None
             if not is_new or worker.incarnation or not worker.is_wanted:
                 continue
-            if self._launcher.waiting_for(worker.name):
-                worker.launched_s = now  # the queue's time is not the worker's
+            if self._launcher.waiting_for(worker.name) or not self._launcher.is_reachable(worker.name):
+                worker.launched_s = now  # the queue's time, or its host's, is not the worker's
             elif (waited_s := now - worker.launched_s) > self._connect_timeout_s:
                 worker.last_error = f"did not register within {waited_s:.0f} s"
                 yield worker
