@@ -120,8 +120,8 @@ def drive_run(
         if not driver.lease.acquire(lease_timeout_s):
             return None
         drive = driver.drive(poll)
-    if drive.verdict is not None:
-        directory.forget_run(record.run_uuid)
+    if drive.verdict is not None and kind == "session":
+        directory.forget_run(record.run_uuid)  # a deputy's host, which outlives it, does it there
     drive.last_act()
     return drive
 
@@ -171,9 +171,7 @@ def prepare(config: ExperimentConfig) -> tuple[ExperimentConfig, RunDirectory, L
 
 def _settled(config: ExperimentConfig) -> ExperimentConfig:
     """Return the experiment with its trial's name, its root on the shared file system, and intervals for its size."""
-    cluster = config.cluster
-    root = os.path.join(cluster.shared_root or "", config.root) if cluster.kind == "slurm" else config.root
-    config = dataclasses.replace(config, root=root)
+    config = dataclasses.replace(config, root=run_root(config))
     num_workers = config.actors.count + config.policies.count + config.trainer.count
     interval_s = max(config.control.heartbeat_interval_s, num_workers / _HEARTBEATS_PER_S)
     control = dataclasses.replace(
@@ -182,6 +180,11 @@ def _settled(config: ExperimentConfig) -> ExperimentConfig:
         heartbeat_timeout_s=max(config.control.heartbeat_timeout_s, 4 * interval_s),
     )
     return dataclasses.replace(config, trial_name=choose_trial_name(config), control=control)
+
+
+def run_root(config: ExperimentConfig) -> str:
+    """Return where all experiments lie: on a cluster, below its shared directory unless the root is absolute."""
+    return os.path.join(config.cluster.shared_root or "", config.root)
 
 
 def raise_descriptor_limit() -> None:

@@ -9,14 +9,16 @@ Exit codes: 0 done, 1 the run failed, 2 a setting is wrong, 130 interrupted.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import socket
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from hpc_marl.errors import ConfigError, HpcMarlError
+from hpc_marl.errors import ConfigError, HpcMarlError, LaunchError
 from hpc_marl.exit_codes import EXIT_INTERRUPTED, exit_code_of
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 
 DRY_RUN_FLAG = "--dry-run"
+PREPARE_FLAG = "--prepare"
 
 
 class Outcome(Protocol):
@@ -53,15 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(arguments: list[str]) -> int:
     from hydra._internal.utils import get_args_parser
 
-    is_dry = DRY_RUN_FLAG in arguments
-    arguments = [argument for argument in arguments if argument != DRY_RUN_FLAG]
+    only = {flag for flag in (DRY_RUN_FLAG, PREPARE_FLAG) if flag in arguments}
+    arguments = [argument for argument in arguments if argument not in only]
 
     parser = get_args_parser()
     parser.prog = "hpc-marl train"
     options = parser.parse_intermixed_args(arguments)
     # Hydra itself wants its flags and the overrides each in one piece.
-    flags = [argument for argument in arguments if argument not in options.overrides]
-    arguments = [*flags, *options.overrides]
+    hydra_flags = [argument for argument in arguments if argument not in options.overrides]
+    arguments = [*hydra_flags, *options.overrides]
     if options.help:
         from hpc_marl.train_help import help_text
 
@@ -74,7 +77,7 @@ def _main(arguments: list[str]) -> int:
     if options.cfg == "job" and options.package is None:
         sys.stdout.write(_as_yaml(experiment))
         return 0
-    runner = _JobRunner(_swept_keys(options) if options.multirun else None, is_dry)
+    runner = _JobRunner(_swept_keys(options) if options.multirun else None, only)
     _run_hydra(arguments, runner)
     return runner.exit_code
 
@@ -115,12 +118,13 @@ class _JobRunner:
 
     Args:
         sweep_keys: what a sweep varies; None where there is none.
-        is_dry: only show what would be submitted.
+        only: flags of what to do instead of training.
     """
 
-    def __init__(self, sweep_keys: Sequence[str] | None, is_dry: bool = False) -> None:
+    def __init__(self, sweep_keys: Sequence[str] | None, only: Collection[str] = ()) -> None:
         self.exit_code = 0
-        self._sweep_keys, self._is_dry = sweep_keys, is_dry
+        self._home = _this_process()
+        self._sweep_keys, self._only = sweep_keys, only
         self._core_jobs: list[str] = []
 
     def __call__(self, composed: DictConfig) -> float | None:
@@ -131,7 +135,14 @@ class _JobRunner:
             experiment = self._named_in_sweep(experiment)
         try:
             outcome = self._run(experiment)
+            if outcome.exit_code and self._home != _this_process():
+                # A Hydra launcher runs this elsewhere: our exit code is lost, an error reaches whoever waits.
+                raise LaunchError(
+                    f"{experiment.experiment_name}: a trial ended with exit code {outcome.exit_code}"
+                )
         except HpcMarlError as error:
+            if self._home != _this_process():
+                raise
             # The other jobs of a sweep go on.
             sys.stderr.write(f"error: {error}\n")
             self.exit_code = max(self.exit_code, exit_code_of(error))
@@ -142,10 +153,14 @@ class _JobRunner:
         return outcome.objective
 
     def _run(self, experiment: ExperimentConfig) -> Outcome:
-        if self._is_dry:
+        if DRY_RUN_FLAG in self._only:
             from hpc_marl.submission import dry_run_experiment
 
             return dry_run_experiment(experiment)
+        if PREPARE_FLAG in self._only:
+            from hpc_marl.submission import prepare_in_job
+
+            return prepare_in_job(experiment)
         if experiment.controller == "session":
             from hpc_marl.session import run_experiment
 
@@ -175,6 +190,10 @@ class _JobRunner:
             parts.append(f"seed={experiment.seed}")
         name = re.sub(r"[^A-Za-z0-9_.+=-]", "_", "-".join(parts))
         return dataclasses.replace(experiment, trial_name=name[:100])
+
+
+def _this_process() -> tuple[str, int]:
+    return socket.gethostname(), os.getpid()
 
 
 def _run_hydra(arguments: Sequence[str], task: object) -> None:

@@ -22,7 +22,9 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     submitted: str = ""
     """ISO time, by the submitting host's clock."""
     script: str = ""
-    """The sbatch script as submitted."""
+    """The sbatch script as submitted; "" where the user submitted one of his own."""
+    name: str = ""
+    """Of the job in the queue, where it is not ours; "" for our own names."""
 
 
 class LaunchRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -218,7 +218,7 @@ class SlurmJobs:
         for position, slot in enumerate(record.slots):
             self._places[slot] = _Place(record, position)
         ids = {_Place(record, position).job_id for position in range(len(record.slots))}
-        self._watch.add(ids, self._job_name(record.role))
+        self._watch.add(ids, record.name or self._job_name(record.role))
         self._watch.keep({place.job_id for place in self._places.values()})
 
     def _ids_to_cancel(self, slots: set[int]) -> list[str]:

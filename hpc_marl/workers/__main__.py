@@ -31,6 +31,7 @@ from hpc_marl.errors import ConfigError, HpcMarlError
 from hpc_marl.workers import WORKER_KINDS
 from hpc_marl.workers.child_processes import die_with_parent
 
+FIRST_HOST = "host/0"
 _log = logging.getLogger("hpc_marl.workers")
 
 
@@ -111,6 +112,9 @@ def _run(worker_name: str, directory: RunDirectory, record: LaunchRecord, has_ho
         return exit_code(worker.status)
     finally:
         context.close()
+        if worker_name == FIRST_HOST and directory.verdict_file.exists():
+            # The last one of a run that a deputy has ended; nobody needs its keys and names any more.
+            directory.forget_run(record.run_uuid)
 
 
 def write_final_word(directory: RunDirectory, worker: Worker, server: WorkerServer, incarnation: str) -> None:
