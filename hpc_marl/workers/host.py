@@ -119,8 +119,9 @@ class HostWorker(Worker):
             self._next_usage_s = now + _USAGE_INTERVAL_S
             self._usage.write()
         if self._notified or self._task.ends_soon():
-            self._ended = "TIMEOUT" if self._task.ends_soon() else "PREEMPTED"
+            self._ended = self._task.reason_to_end()
             self.request_exit()
+        self._end_orphans(silence_s - self._record.orphan_grace_s)
         impatient = self._record.controller == "job" and not self._was_spoken_to
         if self._may_have_deputy and (impatient or silence_s > TAKEOVER_SILENCE_S):
             self._start_deputy()
@@ -172,14 +173,18 @@ class HostWorker(Worker):
             for name, child in self._processes.children.items()
         )
 
-    def _end_orphans(self, silence_s: float) -> None:
-        """End the workers when nobody drives them: somebody else may have been started in their place by now."""
-        if silence_s < self._record.orphan_grace_s or not (running := self._processes.running()):
+    def _end_orphans(self, late_s: float) -> None:
+        """End the workers when nobody drives them: somebody else may have been started in their place by now.
+
+        Args:
+            late_s: since they should have heard from a controller at the latest.
+        """
+        if late_s < 0 or not (running := self._processes.running()):
             return
-        if silence_s < self._record.orphan_grace_s + _ORPHAN_KILL_S:
-            _log.warning("no word from a controller for %.0f s: %s end", silence_s, ", ".join(running))
+        if late_s < 3 * _WATCH_INTERVAL_S:
+            _log.warning("no word from a controller: %s end", ", ".join(running))
             self._processes.terminate(running)
-        else:
+        elif late_s > _ORPHAN_KILL_S:
             self._processes.close()
 
     def _note_notice(self, signal_number: int, frame: object) -> None:

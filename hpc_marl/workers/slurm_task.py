@@ -18,6 +18,7 @@ JOB_VARIABLE = "HPC_MARL_JOB_ID"
 TIME_LIMIT_VARIABLE = "HPC_MARL_TIME_LIMIT_S"
 LEAD_VARIABLE = "HPC_MARL_SIGNAL_LEAD_S"
 _REQUEUE_TIMEOUT_S = 30.0
+_NOTICE_EARLY_S = 60.0  # Slurm's notice before a time limit comes up to so much early
 NO_LIMIT_S = -1.0
 
 
@@ -73,6 +74,11 @@ class SlurmTask:
     def ends_soon(self) -> bool:
         """Whether it is time to save and go: also where the queue's signal got lost."""
         return self.end_s is not None and self.end_s - time.monotonic() < self.lead_s
+
+    def reason_to_end(self) -> str:
+        """Return what a notice from the queue means now: TIMEOUT or PREEMPTED."""
+        near_end = self.end_s is not None and self.time_left_s() < self.lead_s + _NOTICE_EARLY_S
+        return "TIMEOUT" if near_end else "PREEMPTED"
 
     def requeue(self) -> None:
         """Have Slurm run the job again, once all it has to do now is done; it may end this process at once."""

@@ -1,0 +1,512 @@
+"""The launcher over slots: hosts, a queue and a clock that the test plays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from hpc_marl.base.jobs import JobReport, JobState
+from hpc_marl.control.host_launcher import HostLauncher
+from hpc_marl.control.interfaces import Heartbeat
+from hpc_marl.control.slot_jobs import Patience
+from hpc_marl.control.slot_view import SlotSpec
+from hpc_marl.control.worker_base import Response
+from hpc_marl.control.worker_state import WorkerStatus
+from hpc_marl.control.worker_view import ProcessExit
+from hpc_marl.errors import HpcMarlError, LaunchError, RpcTimeoutError
+
+CORE, FIRST, SECOND = 0, 1, 2
+SLOTS = (
+    SlotSpec(CORE, "core", ("trainer/0",), (CORE,), {"trainer/0": 1.0}),
+    SlotSpec(FIRST, "actors", ("actor/0", "actor/1"), (FIRST,)),
+    SlotSpec(SECOND, "actors", ("actor/2",), (SECOND,)),
+)
+PATIENCE = Patience(
+    host_silence_s=80.0,
+    ping_interval_s=15.0,
+    registration_s=300.0,
+    request_s=10.0,
+    max_resubmissions=2,
+    core_away_s=600.0,
+    heard_lately_s=5.0,
+)
+
+
+class Queue:
+    """A job service: jobs are what the test says."""
+
+    def __init__(self) -> None:
+        self.plan = None
+        self.reports: dict[int, JobReport] = {}
+        self.submissions: list[list[int]] = []
+        self.cancelled: list[int] = []
+        self.refuses = ""
+
+    def submit(self, slots: Iterable[int]) -> None:
+        if self.refuses:
+            raise LaunchError(self.refuses)
+        self.submissions.append(list(slots))
+        for slot in self.submissions[-1]:
+            self.say(slot, JobState.PENDING, reason="Resources")
+
+    def poll(self) -> None:
+        pass
+
+    def report(self, slot: int) -> JobReport | None:
+        return self.reports.get(slot)
+
+    def cancel(self, slots: Iterable[int]) -> None:
+        self.cancelled += slots
+
+    def close(self) -> None:
+        pass
+
+    def say(self, slot: int, state: JobState, reason: str = "", node: str = "") -> None:
+        self.reports[slot] = JobReport(f"{100 + slot}", state, reason, node)
+
+
+@dataclass
+class Host:
+    """What a host process would do: it runs what it is told to."""
+
+    incarnation: str
+    children: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    status: WorkerStatus = WorkerStatus.READY
+    ended: str = ""
+    silent_since: float | None = None
+    is_deaf: bool = False
+
+    def run(self, command: str, kwargs: dict[str, Any]) -> None:
+        name = kwargs.get("worker_name", "")
+        if command == "launch":
+            known = self.children.get(name)
+            if known is None or known[0] < kwargs["life"]:
+                self.children[name] = (kwargs["life"], None)
+        elif command == "kill" and name in self.children:
+            self.children[name] = (self.children[name][0], -9)
+        elif command == "exit":
+            self.status = WorkerStatus.COMPLETED
+        elif command == "interrupt":
+            self.status = WorkerStatus.INTERRUPTED
+
+
+class Answer:
+    def __init__(self, error: HpcMarlError | None = None) -> None:
+        self.error = error
+
+    def done(self) -> bool:
+        return True
+
+    def result(self, timeout: float | None = None) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+class Site:
+    """Hosts, the panel that speaks to them, the queue, the clock, and the launcher over all of it."""
+
+    def __init__(self, slots: Iterable[SlotSpec] = SLOTS, patience: Patience = PATIENCE) -> None:
+        self.now = 1000.0
+        self.queue = Queue()
+        self.hosts: dict[str, Host] = {}
+        self.given_up: set[str] = set()
+        self.sent: list[tuple[str, str, dict[str, Any]]] = []
+        self.said: list[str] = []
+        self.launcher = HostLauncher(
+            slots,
+            self,  # type: ignore[arg-type]
+            self.queue,
+            patience,
+            say=self.said.append,
+            clock=lambda: self.now,
+        )
+
+    # the panel
+    def refresh(self) -> dict[str, str]:
+        known = {name: host.incarnation for name, host in self.hosts.items()}
+        return {name: incarnation for name, incarnation in known.items() if incarnation not in self.given_up}
+
+    def disconnect(self, name: str) -> None:
+        if name in self.hosts:
+            self.given_up.add(self.hosts[name].incarnation)
+
+    def heartbeats(self) -> dict[str, Heartbeat]:
+        self.now += 0.01
+        beats = {}
+        for name, incarnation in self.refresh().items():
+            host = self.hosts[name]
+            age_s = 0.0 if host.silent_since is None else self.now - host.silent_since
+            text = " ".join(f"{w}:{life}:{'r' if c is None else c}" for w, (life, c) in host.children.items())
+            metrics = {"children": text, "node": f"node{name[-1]}", "ended": host.ended}
+            beats[name] = Heartbeat(name, incarnation, host.status, "idle", 1, metrics, "", age_s, 0.0)
+        return beats
+
+    def async_request(
+        self, name: str, command: str, /, timeout: float | None = None, **kwargs: Any
+    ) -> Answer:
+        self.sent.append((name, command, kwargs))
+        host = self.hosts[name]
+        if name not in self.refresh() or host.is_deaf or host.silent_since is not None:
+            return Answer(RpcTimeoutError("no answer"))
+        host.run(command, kwargs)
+        return Answer()
+
+    def group_request(self, command: str, worker_names: Iterable[str], timeout: float) -> list[Response]:
+        for name in worker_names:
+            self.async_request(name, command)
+        return []
+
+    # what the test does
+    def step(self, seconds: float = 0.1) -> list[ProcessExit]:
+        """Let time pass; return the exits that were told."""
+        self.launcher.step(self.refresh(), self.heartbeats())
+        self.now += seconds
+        return self.launcher.exits()
+
+    def want(self, *names: str, life: int = 0) -> None:
+        for name in names:
+            self.launcher.launch(name, life, 1)
+
+    def appear(self, slot: int, incarnation: str = "a") -> Host:
+        """The job of a slot starts, and its host with it."""
+        self.queue.say(slot, JobState.RUNNING, node=f"node{slot}")
+        self.hosts[f"host/{slot}"] = host = Host(f"{slot}{incarnation}")
+        return host
+
+    def end(self, slot: int, ended: str = "", state: JobState = JobState.COMPLETED) -> None:
+        """The host of a slot says its last word, and its job ends."""
+        host = self.hosts[f"host/{slot}"]
+        host.status = WorkerStatus.INTERRUPTED if ended else WorkerStatus.COMPLETED
+        host.ended, host.children = ended, {n: (life, c or 0) for n, (life, c) in host.children.items()}
+        self.queue.say(slot, state)
+
+    def commands(self, slot: int) -> list[str]:
+        return [command for name, command, _ in self.sent if name == f"host/{slot}" and command != "ping"]
+
+
+@pytest.fixture
+def site() -> Site:
+    return Site()
+
+
+def working(*names: str) -> Site:
+    """Return a site where these workers run."""
+    site = Site()
+    site.want(*names)
+    site.step()
+    for slot in site.queue.submissions[0]:
+        site.appear(slot)
+    for _ in range(3):
+        site.step()
+    assert all(site.launcher.is_alive(name) for name in names)
+    return site
+
+
+# -- launching ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_launch_waits_for_its_host(site: Site) -> None:
+    assert site.launcher.waiting_for("actor/0") == "submission"
+    site.want("trainer/0", "actor/0")
+    site.step()
+    assert site.queue.submissions == [[CORE, FIRST]], "nobody needs the third slot"
+    assert site.launcher.waiting_for("actor/0") == "Resources" and site.launcher.expects_hosts()
+    assert not site.launcher.is_alive("actor/0") and not site.launcher.is_reachable("actor/0")
+    site.appear(CORE)
+    assert site.launcher.waiting_for("trainer/0") == "", "its job runs for the first time"
+    site.step()
+    site.step()
+    assert site.launcher.is_alive("trainer/0") and site.launcher.is_reachable("trainer/0")
+    assert (
+        "host/0",
+        "launch",
+        {"worker_name": "trainer/0", "life": 0, "num_threads": 1, "gpus": 1.0},
+    ) in site.sent
+    assert not site.launcher.is_alive("actor/0")
+    assert "host/0 is up on node0" in site.said
+
+
+def test_what_is_wanted_is_compared_again_and_again() -> None:
+    site = working("trainer/0", "actor/0", "actor/1")
+    assert site.commands(FIRST) == ["launch", "launch"], "once for each"
+    host = site.hosts["host/1"]
+    host.is_deaf = True
+    site.want("actor/0", life=1)
+    site.step()
+    host.is_deaf = False
+    site.step()
+    site.step()
+    assert host.children["actor/0"] == (1, None), "a command that got lost is sent again"
+    host.children["actor/7"] = (0, None)
+    site.step()
+    assert host.children["actor/7"] == (0, -9), "what nobody wants is ended"
+
+
+def test_exits_are_told_once() -> None:
+    site = working("trainer/0", "actor/0", "actor/1")
+    site.hosts["host/1"].children["actor/0"] = (0, 1)
+    assert site.step() == [ProcessExit("actor/0", 1)] and site.step() == []
+    assert not site.launcher.is_alive("actor/0") and site.launcher.is_alive("actor/1")
+    site.want("actor/0", life=1)
+    assert site.step() == [] == site.step()
+    assert site.hosts["host/1"].children["actor/0"] == (1, None)
+
+
+def test_who_was_killed_is_not_told() -> None:
+    site = working("trainer/0", "actor/0", "actor/1")
+    site.launcher.kill("actor/0")
+    assert site.step() == [] == site.step()
+    assert not site.launcher.is_alive("actor/0")
+    site.launcher.interrupt("actor/1")
+    assert site.sent[-1] == ("host/1", "terminate", {"worker_name": "actor/1"})
+
+
+def test_a_life_begun_by_the_controller_before_is_taken_over_and_its_end_is_told(site: Site) -> None:
+    site.want("actor/0", life=2)
+    site.appear(FIRST).children["actor/0"] = (3, None)
+    site.step()
+    site.step()
+    assert site.commands(FIRST) == [] and site.launcher.is_alive("actor/0")
+    site.hosts["host/1"].children["actor/0"] = (3, 1)
+    assert site.step() == [ProcessExit("actor/0", 1)]
+
+
+def test_hosts_are_spoken_to_now_and_then() -> None:
+    site = working("trainer/0", "actor/0")
+    site.sent.clear()
+    for _ in range(300):
+        site.step(seconds=0.2)
+    pings = [name for name, command, _ in site.sent if command == "ping"]
+    assert 12 <= pings.count("host/0") <= 18 and 3 <= pings.count("host/1") <= 5
+
+
+# -- hosts that go -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ended", "why"),
+    [
+        ("PREEMPTED", "its job was preempted"),
+        ("TIMEOUT", "its job ran out of time"),
+        ("", "its host process ended COMPLETED"),
+    ],
+)
+def test_the_last_word_of_a_host_displaces_its_workers(ended: str, why: str) -> None:
+    site = working("trainer/0", "actor/0", "actor/1")
+    site.launcher.slots[FIRST].processes.clear()
+    site.hosts["host/1"].children.clear()
+    site.end(FIRST, ended)
+    exits = site.step()
+    assert exits == [ProcessExit("actor/0", -9, why), ProcessExit("actor/1", -9, why)]
+    assert [text for text in site.said if "gone" in text] == [f"host/1 is gone: {why}"]
+    assert site.launcher.waiting_for("actor/0") == why and site.step() == []
+
+
+def test_exit_codes_in_a_last_word_count_before_the_loss() -> None:
+    site = working("trainer/0", "actor/0")
+    site.end(FIRST, "PREEMPTED")
+    assert site.step() == [ProcessExit("actor/0", 0)]
+
+
+def test_a_host_that_was_replaced_unnoticed_displaces_its_workers_and_the_new_one_is_used() -> None:
+    site = working("trainer/0", "actor/0")
+    site.appear(FIRST, incarnation="b")
+    assert site.step() == [ProcessExit("actor/0", -9, "its host process was replaced")]
+    site.want("actor/0", life=1)
+    site.step()
+    site.step()
+    assert site.hosts["host/1"].children == {"actor/0": (1, None)} and site.launcher.is_alive("actor/0")
+
+
+def test_a_silent_host_is_lost_late_and_may_be_heard_again() -> None:
+    site = working("trainer/0", "actor/0")
+    host = site.hosts["host/1"]
+    host.silent_since = site.now
+    site.step(seconds=20)
+    assert site.step() == [] and not site.launcher.is_reachable("actor/0")
+    assert site.launcher.waiting_for("actor/0") == "", "it still has its place"
+    site.step(seconds=70)
+    (lost,) = site.step()
+    assert lost.worker_name == "actor/0" and "node1 was silent for 90 s" in lost.displaced
+    site.want("actor/0", life=1)
+    assert site.step() == [] and site.launcher.waiting_for("actor/0") != "" and site.launcher.expects_hosts()
+
+    host.silent_since, host.children = None, {"actor/0": (0, 75)}
+    site.step()
+    site.step()
+    assert "host/1 is heard again" in site.said
+    assert host.children == {"actor/0": (1, None)} and site.launcher.is_alive("actor/0")
+    assert site.queue.submissions == [[CORE, FIRST]]
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_that_end_early_are_submitted_again_with_pauses_within_a_budget() -> None:
+    site = working("trainer/0", "actor/0")
+    times = []
+    for incarnation in "bcd":
+        site.end(FIRST, "TIMEOUT", JobState.TIMEOUT)
+        ended_s = site.now
+        site.step()
+        site.want("actor/0", life=ord(incarnation))
+        while not site.launcher.hopeless("actor/0") and site.queue.submissions[-1] != [FIRST]:
+            site.step(seconds=1.0)
+        times.append(round(site.now - ended_s))
+        if not site.launcher.hopeless("actor/0"):
+            site.queue.submissions.append([])
+            assert site.launcher.waiting_for("actor/0") == "Resources"
+            site.appear(FIRST, incarnation)
+            site.step()
+    assert times[0] == pytest.approx(10, abs=2) and times[1] == pytest.approx(60, abs=3)
+    assert site.launcher.hopeless("actor/0") == "its job 101 TIMEOUT, and it was submitted 3 times already"
+    assert site.said.count("host/1: its job 101 TIMEOUT; it is submitted again") == 2
+    assert not site.launcher.hopeless("trainer/0")
+
+
+def test_a_job_that_others_cancelled_is_hopeless_but_not_one_that_we_cancelled() -> None:
+    site = working("trainer/0", "actor/0", "actor/2")
+    site.end(FIRST, "PREEMPTED", JobState.CANCELLED)
+    site.step()
+    site.want("actor/0", life=1)
+    site.step(seconds=20)
+    assert site.launcher.hopeless("actor/0") == "its job 101 was cancelled"
+    assert not site.launcher.hopeless("actor/2")
+
+    del site.hosts["host/2"]
+    site.launcher.slots[SECOND].incarnation = ""
+    site.launcher.release([SECOND])
+    site.queue.say(SECOND, JobState.CANCELLED)
+    assert site.queue.cancelled == [SECOND]
+    site.step()
+    site.launcher.extend(SLOTS)
+    site.want("actor/2", life=1)
+    site.step(seconds=20)
+    site.step()
+    assert site.queue.submissions[-1] == [SECOND] and not site.launcher.hopeless("actor/2")
+
+
+def test_a_host_whose_job_is_forgotten_is_vacated_then_submitted_anew() -> None:
+    site = working("trainer/0", "actor/0")
+    site.queue.say(FIRST, JobState.FORGOTTEN)
+    site.step()
+    assert site.commands(FIRST).count("interrupt") == 1
+    site.step()
+    site.want("actor/0", life=1)
+    site.step(seconds=20)
+    site.step()
+    assert site.commands(FIRST).count("interrupt") == 1 and site.queue.submissions[-1] == [FIRST]
+
+
+def test_a_job_that_runs_without_its_host_registering_is_cancelled_and_submitted_again(site: Site) -> None:
+    site.want("trainer/0")
+    site.step()
+    site.queue.say(CORE, JobState.RUNNING, node="node7")
+    site.step(seconds=299)
+    site.step(seconds=2)
+    assert site.queue.cancelled == []
+    site.step()
+    assert site.queue.cancelled == [CORE] and "its job 100 runs on node7: see logs/jobs" in site.said[-2]
+    site.queue.say(CORE, JobState.CANCELLED)
+    site.step(seconds=20)
+    site.step()
+    assert site.queue.submissions == [[CORE], [CORE]]
+
+
+def test_a_refused_submission_is_tried_again_then_given_up(site: Site) -> None:
+    site.queue.refuses = "sbatch: error: Invalid account"
+    site.want("trainer/0")
+    for _ in range(500):
+        site.step(seconds=1.0)
+    assert site.launcher.hopeless("trainer/0") == "its job was refused: sbatch: error: Invalid account"
+    assert site.said == ["submission failed: sbatch: error: Invalid account"] * 3
+
+
+def test_slots_of_one_job_are_submitted_together() -> None:
+    site = Site(
+        [
+            SlotSpec(0, "core", ("trainer/0",), (0, 1)),
+            SlotSpec(1, "core", ("trainer/1",), (0, 1)),
+        ]
+    )
+    site.want("trainer/1")
+    site.step()
+    assert site.queue.submissions == [[0, 1]]
+
+
+# -- giving places up --------------------------------------------------------------------------------------------------
+
+
+def test_actors_go_home_while_the_core_is_away_and_come_back_with_it() -> None:
+    site = working("trainer/0", "actor/0")
+    site.end(CORE, "PREEMPTED", JobState.PENDING)
+    assert [exit_.worker_name for exit_ in site.step()] == ["trainer/0"]
+    site.want("trainer/0", life=1)
+    site.step(seconds=590)
+    assert site.launcher.is_alive("actor/0")
+    site.step(seconds=20)
+    (home,) = site.step()
+    assert home == ProcessExit("actor/0", -9, "its slot was given back")
+    site.want("actor/0", life=1)
+    assert site.step() == [ProcessExit("actor/0", -9, "its host process ended COMPLETED")]
+    site.want("actor/0", life=2)
+    site.queue.say(FIRST, JobState.COMPLETED)
+    site.step(seconds=1000)
+    assert site.queue.submissions == [[CORE, FIRST]], "not before the core is back"
+    site.appear(CORE, "b")
+    for _ in range(3):
+        site.step(seconds=20)
+    assert site.queue.submissions[1:] == [[FIRST]]
+
+
+def test_released_slots_stay_empty_until_they_are_wanted_again() -> None:
+    site = working("trainer/0", "actor/0", "actor/2")
+    site.launcher.release([SECOND])
+    assert site.commands(SECOND)[-1] == "exit"
+    site.end(SECOND)
+    site.step(seconds=100)
+    site.step()
+    assert site.queue.submissions == [[CORE, FIRST, SECOND]] and not site.launcher.expects_hosts()
+    more = SlotSpec(3, "actors", ("actor/3",), (3,))
+    site.launcher.extend([*SLOTS, more])
+    site.want("actor/2", "actor/3", life=1)
+    for _ in range(3):
+        site.step(seconds=20)
+    assert sorted(site.queue.submissions[1] + (site.queue.submissions[2:] or [[]])[0]) == [SECOND, 3]
+
+
+def test_all_hosts_end_and_what_is_left_is_cancelled() -> None:
+    site = working("trainer/0", "actor/0")
+    site.want("actor/2")
+    site.step()
+    site.launcher.end_hosts(20.0)
+    assert site.commands(CORE)[-1] == site.commands(FIRST)[-1] == "exit"
+    assert site.queue.cancelled == [SECOND], "jobs whose hosts have ended end by themselves"
+    site.want("actor/0", life=1)
+    site.step(seconds=100)
+    assert site.queue.submissions == [[CORE, FIRST], [SECOND]], "nothing is submitted any more"
+
+
+def test_a_host_that_does_not_end_in_time_is_cancelled() -> None:
+    site = working("trainer/0", "actor/0")
+    site.hosts["host/1"].is_deaf = True
+    before = site.now
+    site.launcher.end_hosts(0.5)
+    assert site.now >= before + 0.5 and site.queue.cancelled == [FIRST]
+
+
+def test_a_deputy_ends_all_but_the_job_it_runs_in() -> None:
+    core = [SlotSpec(0, "core", ("trainer/0",), (0, 3)), SlotSpec(3, "core", ("trainer/1",), (0, 3))]
+    site = Site([*core, *SLOTS[1:]])
+    site.want("trainer/0", "trainer/1", "actor/0", "actor/2")
+    site.step()
+    site.appear(CORE).is_deaf = True  # it waits for the deputy
+    site.queue.say(3, JobState.RUNNING)
+    site.appear(FIRST)
+    for _ in range(3):
+        site.step()
+    site.launcher.end_hosts(20.0, own="host/0")
+    assert site.queue.cancelled == [SECOND]
