@@ -17,6 +17,8 @@ from hpc_marl.display import Progress
 
 PENDING = "PENDING"
 DRAINED = "DRAINED"
+# A trainer that is being started again has figures of the life before, but does nothing.
+_AWAY = (WorkerStatus.UNKNOWN, WorkerStatus.LOST, WorkerStatus.ERROR, WorkerStatus.INTERRUPTED)
 _MAX_ERROR_CHARACTERS = 500
 
 
@@ -24,13 +26,17 @@ def progress_of(
     controller: Controller, launcher: HostLauncher, config: ExperimentConfig, elapsed_s: float
 ) -> Progress:
     """Return where a run stands."""
-    metrics = controller.workers[TRAINER].metrics
-    env_steps, rate = int(metrics.get("env_steps", 0)), float(metrics.get("env_steps_per_s", 0.0))
+    trainer = controller.workers[TRAINER]
+    metrics, is_away = trainer.metrics, trainer.status in _AWAY
+    env_steps = int(metrics.get("env_steps", 0))
+    rate, agent_rate = (
+        0.0 if is_away else float(metrics.get(name, 0.0)) for name in ("env_steps_per_s", "agent_steps_per_s")
+    )
     return_mean = metrics.get("return_mean")
     return Progress(
         env_steps=env_steps,
         env_steps_per_s=rate,
-        agent_steps_per_s=float(metrics.get("agent_steps_per_s", 0.0)),
+        agent_steps_per_s=agent_rate,
         return_mean=None if return_mean is None else float(return_mean),
         policy_lag=float(metrics.get("policy_lag", 0.0)),
         policy_version=int(metrics.get("policy_version", 0)),

@@ -238,7 +238,7 @@ class Controller:
             worker = self.workers.get(name)
             if worker is None or beat.incarnation != worker.incarnation or not worker.incarnation:
                 continue
-            worker.metrics = beat.metrics
+            worker.metrics = beat.metrics or worker.metrics
             if beat.error:
                 worker.last_error = beat.error
             self._feed(worker, heartbeat_event(beat.status))

@@ -102,7 +102,7 @@ class WorkerView:
         started: whether this life was told to start.
         pending: the command under way and its reply.
         quick_ends: lives in a row that failed soon after their launch.
-        metrics: of its newest heartbeat.
+        metrics: of its newest heartbeat that had any.
         last_error: why it failed last.
     """
 
@@ -160,7 +160,7 @@ class WorkerView:
         """A process of it was launched."""
         self.launched_s, self.relaunch_s = now, None
         self.configured = self.started = self.adopted = False
-        self.pending, self.metrics = None, {}
+        self.pending = None  # what the life before said holds until this one has figures of its own
 
     def take_configured(self) -> None:
         """This life has its config."""

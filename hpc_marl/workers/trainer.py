@@ -385,6 +385,8 @@ class TrainerWorker(Worker):
         return PollResult(idle=True)
 
     def _metrics(self) -> dict[str, float | int | str]:
+        if self._algorithm is None:
+            return {}  # what a life before had reached is not known yet
         metrics = self._progress.summary()
         metrics["policy_version"] = self._policy_version
         if self._ledgers is not None:

@@ -46,6 +46,7 @@ class Stage:
         self.ended: list[ProcessExit] = []
         self.answers: dict[tuple[str, str], RpcError] = {}
         self.errors: dict[str, str] = {}
+        self.metrics: dict[str, dict[str, float | int | str]] = {}
         # places
         self.waiting: dict[str, str] = {}
         self.hopeless_places: dict[str, str] = {}
@@ -107,7 +108,8 @@ class Stage:
             stuck = self.now - self.stuck_since.get(name, self.now)
             status = self.status.get(name, WorkerStatus.READY)
             error = self.errors.get(name, "")
-            beats[name] = Heartbeat(name, incarnation, status, "poll", 1, {}, error, silent, stuck)
+            metrics = self.metrics.get(name, {})
+            beats[name] = Heartbeat(name, incarnation, status, "poll", 1, metrics, error, silent, stuck)
         return beats
 
     def async_request(

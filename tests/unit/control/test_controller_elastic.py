@@ -44,6 +44,21 @@ def test_trainers_restart_together_and_the_new_epoch_is_granted_first() -> None:
         assert controller.workers[name].status is WorkerStatus.RUNNING
 
 
+def test_a_trainers_figures_stay_until_its_next_life_has_some() -> None:
+    controller, stage = running()
+    stage.metrics[TRAINER] = {"env_steps": 7}
+    turn(controller, stage)
+    stage.metrics.clear()
+    stage.die(TRAINER)
+    turn(controller, stage)
+    stage.register(TRAINER)
+    turn(controller, stage)
+    assert controller.workers[TRAINER].metrics == {"env_steps": 7}
+    stage.metrics[TRAINER] = {"env_steps": 5}
+    turn(controller, stage)
+    assert controller.workers[TRAINER].metrics == {"env_steps": 5}
+
+
 def test_a_trainer_that_does_not_end_with_its_fellow_is_killed() -> None:
     controller, stage = running(names=TWO_TRAINERS)
     stage.die("trainer/1")
