@@ -18,12 +18,14 @@ from pathlib import Path
 from hpc_marl.base.launch_record import read_launch_record
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.control.lease import LEASE_TTL_S
+from hpc_marl.control.worker_state import WorkerStatus, exit_code
 from hpc_marl.display import PlainDisplay
 from hpc_marl.errors import HpcMarlError
 from hpc_marl.interrupts import StopSignals
 from hpc_marl.run_log import controller_log
 from hpc_marl.session import closing_display, conclude, drive_run, raise_descriptor_limit
 from hpc_marl.trial_config import read_config
+from hpc_marl.workers.child_processes import die_with_parent
 
 _LINE_INTERVAL_S = 30.0
 _log = logging.getLogger(__name__)
@@ -35,10 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m hpc_marl.deputy", description="Drive a run from inside its core job."
     )
     parser.add_argument("--run-dir", required=True, type=Path, help="the trial's directory")
-    directory = RunDirectory.at(parser.parse_args(arguments).run_dir)
+    parser.add_argument("--parent", type=int, help="end when this process, the host, does")
+    options = parser.parse_args(arguments)
+    directory = RunDirectory.at(options.run_dir)
     # Slurm's notice before a time limit goes to every process of the job: the host acts on it, and tells this one.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     raise_descriptor_limit()
+    if options.parent is not None and not die_with_parent(options.parent):
+        return exit_code(WorkerStatus.INTERRUPTED)
     try:
         config, record = read_config(directory), read_launch_record(directory)
         with ExitStack() as stack:

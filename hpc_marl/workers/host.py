@@ -196,7 +196,9 @@ class HostWorker(Worker):
             return
         self._next_deputy_s = time.monotonic() + _DEPUTY_PAUSE_S
         _log.info("nobody drives the run: starting a controller here")
-        command = [sys.executable, "-m", "hpc_marl.deputy", "--run-dir", str(self._directory.path)]
+        # Slurm does not always see to it that what a dead host leaves behind ends too.
+        options = ["--run-dir", str(self._directory.path), "--parent", str(os.getpid())]
+        command = [sys.executable, "-m", "hpc_marl.deputy", *options]
         with open(self._directory.logs / "controller.out", "ab") as log:
             self._deputy = subprocess.Popen(
                 command,
