@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket as tcp
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,3 +103,15 @@ def test_a_run_without_keys_or_with_open_doors_is_refused(tmp_path: Path) -> Non
     directory.path.chmod(0o770)
     with pytest.raises(SecurityError, match="chmod 700"):
         RunContext.open(directory, "abc", interface=None)
+
+
+def test_a_run_listens_only_at_its_ports(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path, "exp", "trial")
+    directory.create()
+    create_keyring(directory.auth("0" * 32))
+    with tcp.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        context = RunContext.open(directory, "0" * 32, interface=None, port_range=(port, port))
+        with context, pytest.raises(OSError, match=f"port {port}-{port}"):
+            context.sockets.bind(zmq.REP, context.bind_hosts)

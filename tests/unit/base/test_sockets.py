@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -389,3 +390,33 @@ def test_a_forked_child_cannot_use_it(sockets: SocketFactory, bound: BoundSocket
     with os.fdopen(reader, "rb") as pipe:
         assert b"make a new one after fork" in pipe.read()
     expect_good_client_served(sockets, bound)
+
+
+def free_range(count: int) -> tuple[int, int]:
+    """Return the first and last of some ports in a row that nobody listens at."""
+    for first in range(42000, 60000, count):
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in range(first, first + count):
+                    stack.enter_context(tcp.socket()).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return first, first + count - 1
+    raise AssertionError("no free ports in a row")
+
+
+def test_ports_are_taken_from_the_range_and_no_other(keyring: Keyring) -> None:
+    first, last = free_range(4)
+    with SocketFactory(keyring, port_range=(first, last)) as factory:
+        taken = [factory.bind(zmq.REP, ["127.0.0.1"]).port for _ in range(4)]
+        assert sorted(taken) == list(range(first, last + 1))
+        with pytest.raises(
+            OSError, match=rf"cannot bind 127\.0\.0\.1 port {first}-{last}: Address already in use"
+        ):
+            factory.bind(zmq.REP, ["127.0.0.1"])
+
+
+def test_a_port_that_is_named_need_not_be_in_the_range(keyring: Keyring) -> None:
+    (outside, _), (first, last) = free_range(1), free_range(2)
+    with SocketFactory(keyring, port_range=(first, last)) as factory:
+        assert factory.bind(zmq.REP, ["127.0.0.1"], outside).port == outside
