@@ -109,16 +109,17 @@ def test_a_hanging_actor_is_killed_and_replaced(train: Train) -> None:
     assert_ledger_balances(run)
 
 
-def test_workers_end_by_themselves_when_the_controller_is_gone(train: Train) -> None:
+def test_workers_and_hosts_end_by_themselves_when_the_controller_is_gone(train: Train) -> None:
     before = set(psutil.pids())
     run = train("total_env_steps=100000000", "control.orphan_grace_s=2")
     run.wait_until(run.trained(1000))
-    pids = [run.worker_pid(name) for name in ("trainer/0", "actor/0", "actor/1")]
+    processes = psutil.Process(run.process.pid).children(recursive=True)
+    commands = [" ".join(process.cmdline()) for process in processes]
+    for worker in ("trainer/0", "actor/0", "actor/1", "host --run-dir"):
+        assert any(worker in command for command in commands), commands
     run.signal(signal.SIGKILL)
     run.finish()
-    _, alive = psutil.wait_procs(
-        [psutil.Process(pid) for pid in pids if pid and psutil.pid_exists(pid)], timeout=30
-    )
+    _, alive = psutil.wait_procs(processes, timeout=30)
     assert not alive
     assert list((run.directory / "checkpoints").glob("step-*"))
     assert [found for found in left_behind(run, before) if found.startswith("process")] == []
