@@ -70,6 +70,7 @@ class SlotView:
     Attributes:
         spec: its place in the plan; replaced when actors are added to it.
         incarnation: of the host that is connected; "" while none is.
+        ended: the host that was connected last has said its last word; its process ends by itself.
         silent: the host was not heard for so long that its workers do not count any more.
         heard: the host's newest heartbeat.
         processes: what the host says of its workers.
@@ -87,6 +88,7 @@ class SlotView:
 
     spec: SlotSpec
     incarnation: str = ""
+    ended: bool = False
     silent: bool = False
     heard: Heartbeat | None = None
     processes: dict[str, Process] = field(default_factory=dict)
