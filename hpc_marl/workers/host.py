@@ -18,11 +18,13 @@ import sys
 import time
 from typing import Any
 
+from hpc_marl.base import names
 from hpc_marl.base.launch_record import LaunchRecord, read_launch_record
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.control.worker_base import PollResult, Worker, WorkerServer
 from hpc_marl.control.worker_state import WorkerStatus
+from hpc_marl.errors import HpcMarlError
 from hpc_marl.workers.child_processes import ChildProcesses, visible_gpus
 from hpc_marl.workers.host_usage import HostUsage
 from hpc_marl.workers.slurm_task import SlurmTask
@@ -36,6 +38,8 @@ _TERMINATE_WAIT_S = 60.0
 _ORPHAN_KILL_S = 10.0
 _USAGE_INTERVAL_S = 15.0
 _WATCH_INTERVAL_S = 0.1
+# Between two looks whether somebody else fills the slot: of actors there are many, and they harm nobody.
+_NAME_INTERVAL_S = {True: 3.0, False: 30.0}
 
 
 class HostWorker(Worker):
@@ -51,10 +55,10 @@ class HostWorker(Worker):
     ) -> None:
         record = read_launch_record(run_directory)
         super().__init__(server, orphan_grace_s=record.host_grace_s)
-        self._directory, self._record = run_directory, record
+        self._context, self._directory, self._record = context, run_directory, record
         self._task = SlurmTask.of_this_process()
         self._processes = ChildProcesses(run_directory.path, visible_gpus())
-        slot = int(self.name.partition("/")[2])
+        slot = self._slot = int(self.name.partition("/")[2])
         self._may_have_deputy = record.has_deputy and slot == 0
         self._deputy: subprocess.Popen[bytes] | None = None
         self._next_deputy_s = time.monotonic()
@@ -62,6 +66,7 @@ class HostWorker(Worker):
         self._reported = ""
         self._ended = ""
         self._next_watch_s = self._next_usage_s = 0.0
+        self._next_name_s = time.monotonic() + _NAME_INTERVAL_S[slot == 0]
         self._usage = HostUsage(
             run_directory,
             slot=slot,
@@ -121,6 +126,11 @@ class HostWorker(Worker):
         if self._notified or self._task.ends_soon():
             self._ended = self._task.reason_to_end()
             self.request_exit()
+        elif now >= self._next_name_s:
+            self._next_name_s = now + _NAME_INTERVAL_S[self._slot == 0]
+            if self._is_replaced():
+                self._ended = "ORPHANED"
+                self.request_exit()
         self._end_orphans(silence_s - self._record.orphan_grace_s)
         impatient = self._record.controller == "job" and not self._was_spoken_to
         if self._may_have_deputy and (impatient or silence_s > TAKEOVER_SILENCE_S):
@@ -149,7 +159,8 @@ class HostWorker(Worker):
         orphaned = status is WorkerStatus.INTERRUPTED and not self._ended and not self._exit_requested
         default = {WorkerStatus.COMPLETED: "DONE", WorkerStatus.ERROR: "FAILED"}.get(status, "PREEMPTED")
         self._usage.write(ended=self._ended or ("ORPHANED" if orphaned else default))
-        if self._ended:
+        # The job of one that was replaced has been requeued already, and its id is the successor's as well.
+        if self._ended in ("PREEMPTED", "TIMEOUT") and not self._is_replaced():
             self._task.requeue()
 
     def _end_deputy(self, is_over: bool) -> None:
@@ -186,6 +197,19 @@ class HostWorker(Worker):
             self._processes.terminate(running)
         elif late_s > _ORPHAN_KILL_S:
             self._processes.close()
+
+    def _is_replaced(self) -> bool:
+        """Whether another process fills this slot: Slurm starts the job of a node that it does not hear elsewhere."""
+        context = self._context
+        try:
+            record = context.lookup(names.worker(context.experiment_name, context.trial_name, self.name))
+        except HpcMarlError as error:
+            _log.warning("cannot look up the own name now: %s", error)
+            return False
+        if record is None or record.incarnation == context.incarnation:
+            return False
+        _log.warning("another process fills this slot now: this one ends")
+        return True
 
     def _note_notice(self, signal_number: int, frame: object) -> None:
         self._notified = True

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -139,6 +140,7 @@ def test_the_usage_file_tells_how_it_ended(make_slot: MakeSlot) -> None:
     with running(slot.worker):
         slot.launch("actor/0")
         eventually(lambda: slot.server.report.metrics, lambda found: "rss/actor/0" in found)
+        eventually(lambda: list(slot.directory.usage.glob("host-*.json")), bool)
         assert slot.usage()["ended"] == ""
         slot.server.call("exit")
     usage = slot.usage()
@@ -179,6 +181,27 @@ def test_a_job_near_its_time_limit_ends_without_a_notice(
     with running(slot.worker):
         assert slot.wait_for_end() is WorkerStatus.INTERRUPTED
     assert slot.usage()["ended"] == "TIMEOUT"
+
+
+@pytest.mark.parametrize("has_notice", [True, False])
+def test_a_host_whose_slot_another_fills_ends_and_leaves_the_job_alone(
+    make_slot: MakeSlot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_notice: bool
+) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/told\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "812")
+    monkeypatch.setattr(host, "_NAME_INTERVAL_S", dict.fromkeys((True, False), 60.0 if has_notice else 0.1))
+    slot = make_slot()
+    with running(slot.worker):
+        slot.launch("actor/0")
+        monkeypatch.setattr(RunContext, "lookup", lambda self, key: SimpleNamespace(incarnation="another"))
+        if has_notice:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        assert slot.wait_for_end() is WorkerStatus.INTERRUPTED
+    assert slot.usage()["ended"] == ("PREEMPTED" if has_notice else "ORPHANED")
+    assert slot.children() == "actor/0:0:75" and not (tmp_path / "told").exists()
 
 
 def test_what_does_not_end_in_time_is_killed(make_slot: MakeSlot, monkeypatch: pytest.MonkeyPatch) -> None:
