@@ -193,7 +193,7 @@ def test_core_slots_are_on_nodes_of_their_own_with_gpus_of_their_own(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     run = trial(
         trainer=TrainerGroupConfig(count=2, gpus=1.0),
-        actors=actors(1),
+        actors=actors(2),
         cluster=ClusterConfig(nodes=2, node_gpus=2, core_nodes=2),
     )
     run.jobs.submit([0, 1, 2])
