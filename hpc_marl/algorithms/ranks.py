@@ -89,10 +89,12 @@ class DistributedRanks(Ranks):
 
     Args:
         device: where tensors are; nccl knows only those of its GPU.
+        store: what the process group was made with. nccl asks it again at the first collective, when torch itself
+            keeps only the C++ half of a store written in Python; without this reference its methods would be gone.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, store: object = None) -> None:
+        self._device, self._store = device, store
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
 

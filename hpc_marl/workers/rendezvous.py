@@ -152,14 +152,15 @@ def join(
     torch_device = torch.device(device)
     if torch_device.type == "cuda":
         torch.cuda.set_device(torch_device.index or 0)
+    store = NameStore(context.resolver, f"{root}/store", timeout_s)
     dist.init_process_group(
         "nccl" if torch_device.type == "cuda" else "gloo",
-        store=NameStore(context.resolver, f"{root}/store", timeout_s),
+        store=store,
         rank=rank,
         world_size=world_size,
         timeout=timedelta(seconds=timeout_s),
     )
-    return DistributedRanks(torch_device)
+    return DistributedRanks(torch_device, store)
 
 
 def interface_of(hosts: Sequence[str]) -> str:
