@@ -129,7 +129,3 @@ class ExperimentConfig:
     def batches_per_update(self) -> int:
         """Sample batches that one update consumes."""
         return self.trainer.batches_per_update or self.num_sample_groups
-
-    def trainer_of(self, actor_index: int) -> str:
-        """Return the trainer that an actor sends its samples to."""
-        return f"trainer/{actor_index % self.trainer.count}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from hpc_marl.config import ExperimentConfig
+from hpc_marl.config import ExperimentConfig, sample_trainer
 from hpc_marl.control.interfaces import WorkerControlPanel
 from hpc_marl.control.verdict import Verdict
 from hpc_marl.control.worker_state import Event, FaultDecision, WorkerStatus, fault_decision
@@ -63,7 +63,8 @@ class Faults:
             return
         self._panel.disconnect(worker.name)
         worker.end_life()
-        ended = f"{worker.name} {worker.status.value}{': ' + worker.last_error if worker.last_error else ''}"
+        reason = _in_short(worker.last_error)
+        ended = f"{worker.name} {worker.status.value}{': ' + reason if reason else ''}"
         # Who was told to end, by a signal or by losing its place, has not failed.
         excused = bool(worker.displaced) or worker.status is WorkerStatus.INTERRUPTED
         decision = FaultDecision.RESPAWN
@@ -83,6 +84,7 @@ class Faults:
         elif decision is FaultDecision.CONTINUE_WITHOUT:
             self._say(f"{ended}; training goes on without it")
             self._feed(worker, Event.GIVEN_UP)
+            self._require_actors()
         else:
             self.verdict = Verdict(WorkerStatus.ERROR, f"{ended}; the run cannot go on without it")
 
@@ -149,8 +151,18 @@ class Faults:
             if worker.kind == "actor" and self._num_possible_actors() >= self._config.actors.min_actors:
                 worker.given_up = True
                 self._say(f"{worker.name}: {why}; training goes on without it")
+                self._require_actors()
             else:
                 self.verdict = Verdict(WorkerStatus.ERROR, f"{worker.name}: {why}")
+
+    def _require_actors(self) -> None:
+        """End the run where a trainer has nobody left to learn from: all others would wait for it for ever."""
+        actors = [
+            worker.index for worker in self._workers.values() if worker.kind == "actor" and worker.is_wanted
+        ]
+        for trainer in self._trainers():
+            if not any(sample_trainer(self._config, index) == trainer.name for index in actors):
+                self.verdict = Verdict(WorkerStatus.ERROR, f"{trainer.name} has no actor left to learn from")
 
     def _num_live_actors(self) -> int:
         return sum(worker.is_live for worker in self._workers.values() if worker.kind == "actor")
@@ -162,3 +174,9 @@ class Faults:
 
     def _trainers(self) -> list[WorkerView]:
         return [worker for worker in self._workers.values() if worker.kind == "trainer"]
+
+
+def _in_short(error: str) -> str:
+    """Return the last line of a traceback: the whole of it is in the worker's log, and in `hpc-marl logs`."""
+    lines = [line for line in error.strip().splitlines() if line.strip()]
+    return f"{lines[-1].strip()} (hpc-marl logs shows the traceback)" if len(lines) > 1 else error.strip()

@@ -6,26 +6,11 @@ process is merely being replaced it goes on counting: an update waits for the su
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
-from hpc_marl.config import ExperimentConfig
+from hpc_marl.config import ExperimentConfig, sample_trainer, share_of_update
 from hpc_marl.control.interfaces import WorkerControlPanel
 from hpc_marl.control.worker_view import Launcher, WorkerView
-
-
-def batches_of_update(config: ExperimentConfig, rank: int, actors: Collection[int]) -> int:
-    """Return the sample batches of one update of the trainer `rank`.
-
-    Args:
-        config: the experiment.
-        rank: index of the trainer, to which actor i sends if i % trainer.count == rank.
-        actors: indices of the actors that count now.
-    """
-    trainers = config.trainer.count
-    if config.trainer.batches_per_update is not None:
-        return max(config.trainer.batches_per_update // trainers, 1)
-    mine = sum(index % trainers == rank for index in actors)
-    return max(mine * config.actors.num_groups, 1)
 
 
 class Membership:
@@ -52,7 +37,7 @@ class Membership:
 
     def share(self, trainer: WorkerView, workers: Iterable[WorkerView]) -> int:
         """Return the batches that a trainer is to be configured with, and remember that it was told."""
-        share = batches_of_update(self._config, trainer.index, self.counted(workers))
+        share = max(share_of_update(self._config, trainer.index, self.counted(workers)), 1)
         self._told[trainer.name] = share
         return share
 
@@ -65,8 +50,10 @@ class Membership:
         for trainer in workers.values():
             if trainer.kind != "trainer" or not trainer.configured or not trainer.is_live:
                 continue
-            share = batches_of_update(self._config, trainer.index, actors)
-            lost = [name for name in gone if self._config.trainer_of(int(name.split("/")[1])) == trainer.name]
+            share = max(share_of_update(self._config, trainer.index, actors), 1)
+            lost = [
+                name for name in gone if sample_trainer(self._config, int(name.split("/")[1])) == trainer.name
+            ]
             if share == self._told.get(trainer.name) and not lost:
                 continue
             self._told[trainer.name] = share

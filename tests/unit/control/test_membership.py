@@ -6,8 +6,8 @@ from typing import Any, cast
 
 import pytest
 
-from hpc_marl.config import ActorGroupConfig, ExperimentConfig, TrainerGroupConfig
-from hpc_marl.control.membership import Membership, batches_of_update
+from hpc_marl.config import ActorGroupConfig, ExperimentConfig, TrainerGroupConfig, share_of_update
+from hpc_marl.control.membership import Membership
 from hpc_marl.control.worker_state import WorkerStatus
 from hpc_marl.control.worker_view import WorkerView
 
@@ -57,7 +57,7 @@ def make(trainers: int, actors: int, **trainer: Any) -> tuple[ExperimentConfig, 
 )
 def test_shares(trainers: int, batches_per_update: int | None, actors: list[int], shares: list[int]) -> None:
     config, _ = make(trainers, 4, batches_per_update=batches_per_update)
-    assert [batches_of_update(config, rank, actors) for rank in range(trainers)] == shares
+    assert [max(share_of_update(config, rank, actors), 1) for rank in range(trainers)] == shares
 
 
 def test_trainers_are_told_what_changes_for_them_and_who_is_gone() -> None:
