@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from hpc_marl.config import ClusterConfig
+from hpc_marl.config.durations import duration_s
 from hpc_marl.doctor_jobs import Kind
 from hpc_marl.doctor_report import Line, fail, ok, warn
 from hpc_marl.launch.plan import Plan
-from hpc_marl.launch.site_survey import Association, Partition, Qos, SiteSurvey, seconds_of
+from hpc_marl.launch.site_survey import Association, Partition, Qos, SiteSurvey
 
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 
@@ -94,7 +95,7 @@ def _time_lines(plan: Plan, survey: SiteSurvey) -> Iterator[Line]:
             continue
         longest, partition = max(limits, key=lambda pair: pair[0])
         detail = f"{job.time_limit}; {partition.name} allows {partition.settings.get('MaxTime', 'any')}"
-        if seconds_of(job.time_limit) > longest:
+        if duration_s(job.time_limit) > longest:
             yield fail(
                 f"time limit {job.role}",
                 detail,

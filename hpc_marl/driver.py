@@ -25,6 +25,7 @@ from hpc_marl.base.launch_record import LaunchRecord
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.config import ExperimentConfig
+from hpc_marl.config.durations import duration_s
 from hpc_marl.control.adoption import adopt, state_of
 from hpc_marl.control.controller import TRAINER, Controller, Phase, Verdict
 from hpc_marl.control.controller_state import (
@@ -41,7 +42,7 @@ from hpc_marl.control.worker_state import WorkerStatus
 from hpc_marl.display import Display, Progress
 from hpc_marl.errors import ConfigError
 from hpc_marl.interrupts import Ending
-from hpc_marl.launch import Plan, duration_s, make_plan
+from hpc_marl.launch import Plan, make_plan
 from hpc_marl.run_parts import all_left, make_job_service, patience_of, slot_specs, views_of, with_actors
 from hpc_marl.snapshot import progress_of, snapshot_of
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hpc_marl.config.durations import check_duration
 from hpc_marl.config.fields import setting
-from hpc_marl.config.workers import check_duration
 from hpc_marl.errors import ConfigError
 
 

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hpc_marl.config.durations import check_duration
 from hpc_marl.config.fields import setting
 from hpc_marl.errors import ConfigError
-
-_DURATION = re.compile(r"(?:\d+-\d{1,2}(?::\d{2}){0,2}|\d+(?::\d{2}){0,2})")
-
-
-def is_duration(text: str) -> bool:
-    """Whether `text` is a duration as Slurm writes it; `UNLIMITED` is none."""
-    return _DURATION.fullmatch(text) is not None
-
-
-def check_duration(name: str, text: str | None) -> None:
-    """Return if `text` is a duration as Slurm writes it. Raises ConfigError."""
-    if text is not None and not is_duration(text):
-        raise ConfigError(
-            f"{name}={text!r}: write a duration as Slurm does: 90 (minutes), 12:00:00 or 2-00:00:00"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,23 +16,6 @@ from dataclasses import dataclass
 from hpc_marl.config import ExperimentConfig, ResourceConfig
 
 
-def duration_s(text: str) -> float:
-    """Return the seconds of a duration as Slurm writes it: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
-
-    >>> duration_s("90"), duration_s("1:30:00"), duration_s("2-12")
-    (5400.0, 5400.0, 216000.0)
-    """
-    days, dash, rest = text.rpartition("-")
-    parts = [int(part) for part in rest.split(":")]
-    if dash:
-        hours, minutes, seconds = [*parts, 0, 0][:3]
-    elif len(parts) == 3:
-        hours, minutes, seconds = parts
-    else:
-        hours, minutes, seconds = 0, parts[0], [*parts, 0][1]
-    return float(((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)
-
-
 @dataclass(frozen=True)
 class WorkerGroup:
     """Workers of one kind and resource shape.

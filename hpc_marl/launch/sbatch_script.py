@@ -15,9 +15,9 @@ from typing import Any
 
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.config import ClusterConfig
-from hpc_marl.config.workers import is_duration
+from hpc_marl.config.durations import duration_s, is_duration
 from hpc_marl.errors import ConfigError, LaunchError
-from hpc_marl.launch.plan import Job, Plan, duration_s
+from hpc_marl.launch.plan import Job, Plan
 from hpc_marl.launch.sbatch_directives import directive_lines, job_directives
 
 # An array's slots stand in one argument of the command line, which Linux limits to 128 KiB.

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from hpc_marl.config.durations import duration_s
 from hpc_marl.errors import LaunchError
 from hpc_marl.launch.slurm_commands import run_command, user_name
 
@@ -98,7 +99,7 @@ class Partition:
     @property
     def max_time_s(self) -> float:
         """Longest wall time in seconds, infinite where there is no limit."""
-        return seconds_of(self.settings.get("MaxTime", "UNLIMITED"))
+        return duration_s(self.settings.get("MaxTime", "UNLIMITED"))
 
     @property
     def num_gpus(self) -> int:
@@ -292,26 +293,6 @@ def parse_qos(text: str) -> tuple[Qos, ...]:
     """Parse sacctmgr's qualities of service with the fields `QOS_FIELDS`."""
     rows = [line.split("|") for line in text.splitlines() if line.count("|") == 3]
     return tuple(Qos(name, _limit(jobs), _limit(submit), wall) for name, jobs, submit, wall in rows)
-
-
-def seconds_of(duration: str) -> float:
-    """Return a duration of Slurm's in seconds: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
-
-    >>> seconds_of("90"), seconds_of("1:30"), seconds_of("7-00:00:00"), seconds_of("1-12"), seconds_of("UNLIMITED")
-    (5400.0, 90.0, 604800.0, 129600.0, inf)
-    """
-    days, dash, rest = duration.strip().rpartition("-")
-    parts = rest.split(":")
-    if not all(part.isdigit() for part in parts) or (dash and not days.isdigit()):
-        return float("inf")
-    numbers = [int(part) for part in parts]
-    if dash:
-        hours, minutes, seconds = [*numbers, 0, 0][:3]
-        return 86400.0 * int(days) + 3600.0 * hours + 60.0 * minutes + seconds
-    if len(numbers) == 1:
-        return 60.0 * numbers[0]
-    hours, minutes, seconds = [0, *numbers][-3:]
-    return 3600.0 * hours + 60.0 * minutes + seconds
 
 
 def _number(text: str) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hpc_marl.config.durations import duration_s
 from hpc_marl.errors import LaunchError
 from hpc_marl.launch.site_survey import (
     Association,
@@ -16,7 +17,6 @@ from hpc_marl.launch.site_survey import (
     parse_partitions,
     parse_qos,
     parse_settings,
-    seconds_of,
     survey_site,
 )
 from tests.unit.launch.site_texts import ASSOCIATIONS, CONFIG, NODES, PARTITIONS, QOS
@@ -60,7 +60,7 @@ def test_accounts_and_qualities_of_service() -> None:
 
 @pytest.mark.parametrize("text", ["", "UNLIMITED", "INFINITE", "1:x", "x-1"])
 def test_what_is_no_duration_is_no_limit(text: str) -> None:
-    assert seconds_of(text) == float("inf")
+    assert duration_s(text) == float("inf")
 
 
 def plant(directory: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
