@@ -5,11 +5,13 @@ from __future__ import annotations
 import select
 import signal
 import sys
+import time
 from enum import Enum
 from types import FrameType
 from typing import Any
 
 _ANSWER_TIMEOUT_S = 20.0
+_LOOK_INTERVAL_S = 0.1
 
 
 class Ending(str, Enum):
@@ -73,21 +75,20 @@ def is_answerable() -> bool:
     return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def ask_ending() -> Ending:
-    """Ask on the terminal what Ctrl-C means; no answer for a while, or a second Ctrl-C, means detach."""
+def ask_ending(signals: StopSignals) -> Ending:
+    """Ask on the terminal what Ctrl-C means; no answer for a while, or a further signal, means detach."""
     sys.stdout.write(
         "\n[d]etach: the run goes on, come back with `hpc-marl attach`   [s]top: checkpoint, then end"
         "\n[c]ancel: end all jobs now   [Enter]: go on here"
         f"\nYour choice (detach in {_ANSWER_TIMEOUT_S:.0f} s): "
     )
     sys.stdout.flush()
-    try:
-        readable, _, _ = select.select([sys.stdin], [], [], _ANSWER_TIMEOUT_S)
-    except InterruptedError:
-        return Ending.DETACH
-    if not readable:
-        sys.stdout.write("detach\n")
-        return Ending.DETACH
+    deadline = time.monotonic() + _ANSWER_TIMEOUT_S
+    # Python resumes an interrupted wait by itself.
+    while not select.select([sys.stdin], [], [], _LOOK_INTERVAL_S)[0]:
+        if signals.take() or time.monotonic() > deadline:
+            sys.stdout.write("detach\n")
+            return Ending.DETACH
     answer = sys.stdin.readline()
     choices = {"d": Ending.DETACH, "s": Ending.STOP, "c": Ending.CANCEL, "\n": Ending.GO_ON}
     # The end of the input is a terminal that was closed.

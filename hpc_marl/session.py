@@ -112,7 +112,7 @@ def drive_run(
         ending = ending_of(name, on_interrupt, can_detach=can_detach)
         if can_detach and name == "SIGINT" and on_interrupt == "ask" and is_answerable():
             display.suspend()
-            ending = ask_ending()
+            ending = ask_ending(signals)
             display.resume()
         return driver.end(ending, f"stopped by {name}" if ending is not Ending.DETACH else f"left by {name}")
 

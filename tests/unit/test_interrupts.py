@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -73,7 +72,7 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str | None], No
 )
 def test_answers(typed: Callable[[str | None], None], answer: str | None, ending: Ending) -> None:
     typed(answer)
-    assert ask_ending() is ending
+    assert ask_ending(StopSignals()) is ending
 
 
 def test_no_answer_means_detach(
@@ -82,16 +81,14 @@ def test_no_answer_means_detach(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(interrupts, "_ANSWER_TIMEOUT_S", 0.01)
-    assert ask_ending() is Ending.DETACH
+    assert ask_ending(StopSignals()) is Ending.DETACH
     assert "[s]top: checkpoint" in capsys.readouterr().out
 
 
-def test_a_signal_instead_of_an_answer_means_detach(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
-        raise InterruptedError
-
-    monkeypatch.setattr(select, "select", interrupted)
-    assert ask_ending() is Ending.DETACH
+def test_a_signal_instead_of_an_answer_means_detach(typed: Callable[[str | None], None]) -> None:
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert ask_ending(signals) is Ending.DETACH
 
 
 def test_nobody_is_asked_where_there_is_no_terminal(
