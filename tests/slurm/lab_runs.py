@@ -189,18 +189,25 @@ class SlurmRun:
         given = [*(SMALL if small else ()), f"experiment_name={self.experiment}", f"root={self.root}"]
         return [*given, *overrides]
 
-    def start(self, *arguments: str, stdio: int | None = None) -> Session:
-        """Start `hpc-marl ARGUMENTS` on the login node in the background; `stdio`: a terminal's descriptor."""
+    def start(self, *arguments: str, terminal: int | None = None) -> Session:
+        """Start `hpc-marl ARGUMENTS` on the login node in the background.
+
+        Args:
+            arguments: of the command.
+            terminal: descriptor of a terminal, which becomes the command's own; None: it has none.
+        """
         output_file = self.home / f"session{len(self.sessions)}.out"
+        command = [sys.executable, "-m", "hpc_marl.cli", *arguments]
+        if terminal is not None:
+            command = ["setsid", "--ctty", *command]
         with open(output_file, "wb") as file:
-            output = file if stdio is None else stdio
             process = subprocess.Popen(
-                self.lab.command(sys.executable, "-m", "hpc_marl.cli", *arguments),
+                self.lab.command(*command),
                 env=self.environment,
                 cwd=REPOSITORY,
-                stdin=subprocess.DEVNULL if stdio is None else stdio,
-                stdout=output,
-                stderr=output,
+                stdin=subprocess.DEVNULL if terminal is None else terminal,
+                stdout=file if terminal is None else terminal,
+                stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
         self.sessions.append(Session(process, output_file))
@@ -254,6 +261,10 @@ class SlurmRun:
         except (FileNotFoundError, ValueError):
             return None
 
+    def state_of(self, trial: str, name: str) -> Any:
+        """Return a JSON file of a trial's directory, which must be there."""
+        return json.loads((self.root / self.experiment / trial / name).read_text())
+
     def metrics(self) -> list[dict[str, Any]]:
         """Return the rows written so far."""
         try:
@@ -274,6 +285,11 @@ class SlurmRun:
     def trained_further(self, env_steps: int = 1) -> Callable[[], bool]:
         """Return a condition: so much more than now has been learned from."""
         return self.trained(self.env_steps() + env_steps)
+
+    def verdicts(self) -> dict[str, str]:
+        """Return how all trials ended that have: trial name -> COMPLETED, INTERRUPTED or ERROR."""
+        files = self.root.glob("*/*/state/verdict.json")
+        return {path.parts[-3]: json.loads(path.read_text())["status"] for path in files}
 
     def verdict(self) -> dict[str, Any] | None:
         """Return how the newest trial ended, None while it has not."""
