@@ -22,6 +22,7 @@ HpcMarlError
 ├── CheckpointError
 ├── FencedError              a newer epoch of the trainers has begun: this process writes nothing more
 ├── LaunchError              a job was refused, or a command of the cluster failed
+│   └── QueueBusyError
 └── StreamError
 """
 
@@ -128,6 +129,10 @@ class FencedError(HpcMarlError):
 
 class LaunchError(HpcMarlError):
     """A job was refused, or a command of the cluster failed; the message holds what it said."""
+
+
+class QueueBusyError(LaunchError):
+    """Slurm did not answer or has no time now; the job may have been accepted all the same."""
 
 
 class StreamError(HpcMarlError):

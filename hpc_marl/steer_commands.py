@@ -9,8 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 
 from hpc_marl.base.launch_record import read_launch_record
+from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.command_line import run_command, trial_parser
+from hpc_marl.control.controller_state import write_verdict
+from hpc_marl.control.lease import LEASE_TTL_S, ControllerLease
+from hpc_marl.control.verdict import Verdict
+from hpc_marl.control.worker_state import WorkerStatus
 from hpc_marl.errors import ConfigError, LaunchError, NoControllerError
 from hpc_marl.exit_codes import EXIT_FAILED
 from hpc_marl.live_client import LiveController, live_controller
@@ -185,8 +190,23 @@ def _cancel_jobs(directory: RunDirectory, why: NoControllerError, *, is_confirme
             f"nothing was cancelled; `hpc-marl cancel {name} --yes` cancels {', '.join(jobs)}"
         )
     _scancel(jobs)
+    _conclude(directory)
     sys.stdout.write(f"{name}: cancelled jobs {', '.join(jobs)}\n")
     return 0
+
+
+def _conclude(directory: RunDirectory) -> None:
+    """Write the verdict that no controller will write any more; one that lives after all goes on, and will."""
+    record = read_launch_record(directory)
+    if not directory.auth(record.run_uuid).is_dir():
+        return
+    with RunContext.open(directory, record.run_uuid, interface=None) as context:
+        lease = ControllerLease(context, "session")
+        if lease.acquire(LEASE_TTL_S + 5.0):
+            write_verdict(directory, Verdict(WorkerStatus.INTERRUPTED, "its jobs were cancelled"))
+            lease.release()
+    if read_verdict(directory) is not None:
+        directory.forget_run(record.run_uuid)
 
 
 def _confirms(question: str) -> bool:

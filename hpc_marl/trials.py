@@ -51,14 +51,20 @@ def _named_trial(config: ExperimentConfig, name: str, existing: list[str]) -> st
 
 
 def require_not_running(directory: RunDirectory) -> None:
-    """Refuse to touch a trial whose controller is alive on this machine.
+    """Refuse to touch a trial whose controller is alive on this machine, or whose jobs may go on without one.
 
     Raises:
-        ConfigError: says which process it is.
+        ConfigError: says which process it is, or how to end the run.
     """
     if not directory.launch_file.exists():
         return
     record = read_launch_record(directory)
+    if record.has_deputy and directory.auth(record.run_uuid).is_dir() and not directory.verdict_file.exists():
+        name = f"{record.experiment_name}/{record.trial_name}"
+        raise ConfigError(
+            f"{name} may still run, in jobs {', '.join(job.job_id for job in record.jobs) or 'not yet submitted'}: "
+            f"go on with it by `hpc-marl attach {name}`, or end it first by `hpc-marl stop {name}` or `cancel`"
+        )
     if record.host != socket.gethostname() or not record.pid or not psutil.pid_exists(record.pid):
         return
     try:

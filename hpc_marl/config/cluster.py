@@ -77,6 +77,9 @@ class ClusterConfig:
         low=1,
     )
     node_gpus: int = setting(0, "local: GPU slots of a simulated node", low=0)
+    preempt_interval_s: float | None = setting(
+        None, "local: time between two simulated preemptions of some job; null: none", unit="s", low=1
+    )
 
     def __post_init__(self) -> None:
         """Check what a type alone cannot."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hpc_marl.base.jobs import JobReport, JobService, JobState
 from hpc_marl.control.interfaces import WorkerControlPanel
 from hpc_marl.control.slot_view import SlotView
-from hpc_marl.errors import LaunchError
+from hpc_marl.errors import LaunchError, QueueBusyError
 
 _RESUBMIT_PAUSE_S = (0.0, 10.0, 60.0, 300.0)
 
@@ -146,7 +146,9 @@ class SlotJobs:
             for index in indices:
                 slot = self._slots[index]
                 slot.resubmit_s = self._clock() + _RESUBMIT_PAUSE_S[min(slot.submissions, 3)]
-                if slot.submissions > self._patience.max_resubmissions:
+                # One that never was accepted is wrong in itself; later a limit may be reached for a while.
+                was_never_taken = self._jobs.report(index) is None and not isinstance(error, QueueBusyError)
+                if was_never_taken or slot.submissions > self._patience.max_resubmissions:
                     slot.hopeless = f"its job was refused: {error}"
 
     def _vacate(self, slots: Sequence[SlotView], why: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import signal
 import subprocess
 import sys
@@ -105,6 +106,9 @@ class LocalJobs:
         self._job_of_slot: dict[int, _LocalJob] = {}
         self._queue: list[list[_LocalJob]] = []
         self._running: list[_LocalJob] = []
+        self._preempt_interval_s = cluster.preempt_interval_s
+        self._next_preemption_s = clock() + (cluster.preempt_interval_s or 0.0)
+        self._choose = random.Random(config.seed)
 
     def submit(self, slots: Iterable[int]) -> None:
         """Queue these slots: one submission for each job of the plan, started as far as there is room.
@@ -142,6 +146,7 @@ class LocalJobs:
         """Reap what has ended, send the signals that are due, start what fits."""
         self._reap()
         self._send_due_signals()
+        self._preempt_due()
         self._start_what_fits()
 
     def report(self, slot: int) -> JobReport | None:
@@ -183,6 +188,16 @@ class LocalJobs:
         job.ends_as = JobState.PENDING
         job.not_before = self._clock() + hold_s
         self._end(job, first=signal.SIGUSR2, grace_s=grace_s)
+
+    def _preempt_due(self) -> None:
+        """Rehearse what a cluster does, where cluster.preempt_interval_s says so."""
+        if self._preempt_interval_s is None or self._clock() < self._next_preemption_s:
+            return
+        self._next_preemption_s = self._clock() + self._preempt_interval_s
+        if self._running:
+            job = self._choose.choice(self._running)
+            _log.info("job %s is preempted, as a rehearsal", job.job_id)
+            self.preempt(job.tasks[0].slot)
 
     def pids(self) -> dict[int, int]:
         """Return slot -> process id of every host that has not been reaped."""

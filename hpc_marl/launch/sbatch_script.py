@@ -187,8 +187,9 @@ def _srun(
     # Not --unbuffered: it makes the output a terminal, which programs then draw on. PYTHONUNBUFFERED does without.
     options.append("--cpu-bind=none")
     if len(job.slots) > 1 and not job.is_array:
-        # One host process that fails leaves the others at their work: its workers are started again.
-        options.append("--kill-on-bad-exit=0")
+        # Only whole jobs can be filled anew: a core that has lost a task ends and is submitted again. Actors that are
+        # left go on without.
+        options.append(f"--kill-on-bad-exit={int(job.role == 'core')}")
     prefix = ""
     if cpus is not None:
         # Since 22.05 srun does not inherit it from sbatch; the variable is for those that a task starts itself.

@@ -19,6 +19,7 @@ from hpc_marl.base.launch_record import JobRecord, add_job, read_launch_record
 from hpc_marl.base.permissions import make_private_directory
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.config import ExperimentConfig
+from hpc_marl.errors import QueueBusyError
 from hpc_marl.launch.plan import Plan
 from hpc_marl.launch.sbatch_directives import job_directives
 from hpc_marl.launch.sbatch_script import Submission, make_submissions, script_text
@@ -169,7 +170,7 @@ class SlurmJobs:
 
     def _sbatch(self, text: str, name: str) -> str:
         # Not at the top: a controller that only watches does without submitit.
-        from hpc_marl.launch.slurm_submit import QueueBusyError, submit_script
+        from hpc_marl.launch.slurm_submit import submit_script
 
         since = datetime.now()
         for delay in (*_RETRY_DELAYS_S, None):

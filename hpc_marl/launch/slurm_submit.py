@@ -15,16 +15,12 @@ from pathlib import Path
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor
 
-from hpc_marl.errors import LaunchError
+from hpc_marl.errors import LaunchError, QueueBusyError
 from hpc_marl.launch.slurm_commands import BUSY, slurm_environment
 
 # A slurmctld that hangs must not hang who submits; sbatch's own patience is a few minutes.
 _SBATCH_TIMEOUT_S = 120
 _TIMED_OUT = 124
-
-
-class QueueBusyError(LaunchError):
-    """Slurm did not answer or has no time now; the job may have been accepted all the same."""
 
 
 class _ScriptExecutor(SlurmExecutor):

@@ -109,6 +109,8 @@ def _run(worker_name: str, directory: RunDirectory, record: LaunchRecord, has_ho
             write_final_word(directory, worker, server, context.incarnation)
             server.close()
         _log.info("%s ends %s", worker_name, worker.status.value)
+        if worker_name.startswith("host/") and worker.status is not WorkerStatus.ERROR:
+            return 0  # for srun, which would end the other tasks of the job while they still save
         return exit_code(worker.status)
     finally:
         context.close()

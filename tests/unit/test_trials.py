@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from hpc_marl.base.epoch_fence import write_epoch
-from hpc_marl.base.launch_record import LaunchRecord, write_launch_record
+from hpc_marl.base.launch_record import JobRecord, LaunchRecord, write_launch_record
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.config import ExperimentConfig
 from hpc_marl.errors import ConfigError
@@ -93,3 +93,26 @@ def test_a_launch_is_above_the_epochs_of_lives_that_left_no_checkpoint(tmp_path:
     directory.create()
     write_epoch(directory.epoch_file, 7)
     assert next_epoch(directory, resume=False) == 8
+
+
+def test_a_run_that_may_go_on_in_its_jobs_is_left_alone(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path, "exp", "trial")
+    directory.create()
+    record = LaunchRecord(
+        experiment_name="exp",
+        trial_name="trial",
+        run_uuid="0" * 32,
+        epoch=1,
+        interface=None,
+        heartbeat_interval_s=1.0,
+        orphan_grace_s=1.0,
+        has_deputy=True,
+        jobs=[JobRecord(job_id="12", role="core", slots=[0])],
+    )
+    write_launch_record(directory, record)
+    require_not_running(directory)  # its keys are gone: it has ended
+    directory.auth(record.run_uuid).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"may still run, in jobs 12: .*hpc-marl attach exp/trial"):
+        require_not_running(directory)
+    directory.verdict_file.write_text("{}")
+    require_not_running(directory)

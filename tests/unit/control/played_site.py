@@ -41,11 +41,11 @@ class Queue:
         self.reports: dict[int, JobReport] = {}
         self.submissions: list[list[int]] = []
         self.cancelled: list[int] = []
-        self.refuses = ""
+        self.refuses: LaunchError | None = None
 
     def submit(self, slots: Iterable[int]) -> None:
-        if self.refuses:
-            raise LaunchError(self.refuses)
+        if self.refuses is not None:
+            raise self.refuses
         self.submissions.append(list(slots))
         for slot in self.submissions[-1]:
             self.say(slot, JobState.PENDING, reason="Resources")

@@ -7,6 +7,7 @@ import pytest
 from hpc_marl.base.jobs import JobState
 from hpc_marl.control.slot_view import SlotSpec
 from hpc_marl.control.worker_view import ProcessExit
+from hpc_marl.errors import LaunchError, QueueBusyError
 from tests.unit.control.played_site import CORE, FIRST, SECOND, SLOTS, Site, working
 
 
@@ -226,13 +227,35 @@ def test_a_job_that_runs_without_its_host_registering_is_cancelled_and_submitted
     assert site.queue.submissions == [[CORE], [CORE]]
 
 
-def test_a_refused_submission_is_tried_again_then_given_up(site: Site) -> None:
-    site.queue.refuses = "sbatch: error: Invalid account"
+def test_a_first_submission_that_is_refused_ends_it_at_once(site: Site) -> None:
+    site.queue.refuses = LaunchError("sbatch: error: Invalid account")
+    site.want("trainer/0")
+    site.step()
+    assert site.launcher.hopeless("trainer/0") == "its job was refused: sbatch: error: Invalid account"
+    assert site.said == ["submission failed: sbatch: error: Invalid account"]
+
+
+def test_a_busy_queue_is_asked_again_then_given_up(site: Site) -> None:
+    site.queue.refuses = QueueBusyError("sbatch: error: Socket timed out")
     site.want("trainer/0")
     for _ in range(500):
         site.step(seconds=1.0)
-    assert site.launcher.hopeless("trainer/0") == "its job was refused: sbatch: error: Invalid account"
-    assert site.said == ["submission failed: sbatch: error: Invalid account"] * 3
+    assert site.launcher.hopeless("trainer/0") == "its job was refused: sbatch: error: Socket timed out"
+    assert site.said == ["submission failed: sbatch: error: Socket timed out"] * 3
+
+
+def test_a_resubmission_that_is_refused_is_tried_again(site: Site) -> None:
+    site.want("trainer/0")
+    site.step()
+    site.queue.say(CORE, JobState.NODE_FAIL)
+    site.queue.refuses = LaunchError("sbatch: error: too many jobs")
+    for _ in range(30):
+        site.step(seconds=1.0)
+    assert not site.launcher.hopeless("trainer/0")
+    site.queue.refuses = None
+    for _ in range(100):
+        site.step(seconds=1.0)
+    assert site.queue.submissions == [[CORE], [CORE]]
 
 
 def test_slots_of_one_job_are_submitted_together() -> None:
