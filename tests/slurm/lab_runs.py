@@ -26,6 +26,8 @@ from typing import Any
 
 import psutil
 
+from tests.leaks import SESSION_VARIABLE
+
 REPOSITORY = Path(__file__).parents[2]
 CLUSTER = REPOSITORY / "slurm" / "lab" / "cluster.sh"
 DEADLINE_S = 150.0
@@ -85,9 +87,13 @@ class SlurmLab:
 
     def control(self, *command: str) -> None:
         """Run `cluster.sh COMMAND`: crash, boot, slurmd, ctld, partition, heal, cut, uncut."""
+        environment = self.environment
+        environment.pop(
+            SESSION_VARIABLE, None
+        )  # the daemons of a host that is booted are no left-over of the test
         done = subprocess.run(
             [str(CLUSTER), *command],
-            env=self.environment,
+            env=environment,
             text=True,
             stdin=subprocess.DEVNULL,
             capture_output=True,
