@@ -171,10 +171,11 @@ class SlurmRun:
 
     Attributes:
         lab: where.
-        home: directory of the test, seen by all hosts.
+        home: directory of the test, as this machine sees it.
         experiment: experiment_name of every run of this test.
         sessions: commands that were started, newest last.
         variables: further environment of everything that is started on the login node.
+        hosts_home: `home` as the hosts see it; None: alike.
     """
 
     lab: SlurmLab
@@ -182,6 +183,7 @@ class SlurmRun:
     experiment: str
     sessions: list[Session] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
+    hosts_home: Path | None = None
 
     # -- commands on the login node ----------------------------------------------------------------------------------
 
@@ -192,7 +194,7 @@ class SlurmRun:
 
     def settings(self, *overrides: str, small: bool = True) -> list[str]:
         """Return the overrides that make a run one of this test's."""
-        given = [*(SMALL if small else ()), f"experiment_name={self.experiment}", f"root={self.root}"]
+        given = [*(SMALL if small else ()), f"experiment_name={self.experiment}", f"root={self.hosts_root}"]
         return [*given, *overrides]
 
     def start(self, *arguments: str, terminal: int | None = None) -> Session:
@@ -235,7 +237,7 @@ class SlurmRun:
     @property
     def environment(self) -> dict[str, str]:
         """Of the commands on the login node."""
-        return self.lab.environment | {"HPC_MARL_ROOT": str(self.root)} | self.variables
+        return self.lab.environment | {"HPC_MARL_ROOT": str(self.hosts_root)} | self.variables
 
     @property
     def session(self) -> Session:
@@ -248,6 +250,11 @@ class SlurmRun:
     def root(self) -> Path:
         """Directory of all runs of this test."""
         return self.home / "runs"
+
+    @property
+    def hosts_root(self) -> Path:
+        """The same, as the hosts see it."""
+        return (self.hosts_home or self.home) / "runs"
 
     @property
     def directory(self) -> Path:
@@ -364,7 +371,11 @@ class SlurmRun:
         """Return the process, as this machine counts, of a worker or host in this test's jobs; None while none."""
         for process in psutil.process_iter(["cmdline"]):
             words = process.info["cmdline"] or []
-            if worker in words and any(str(self.root) in word for word in words) and "python" in words[0]:
+            if (
+                worker in words
+                and any(str(self.hosts_root) in word for word in words)
+                and "python" in words[0]
+            ):
                 return int(process.pid)
         return None
 
@@ -425,12 +436,18 @@ class SlurmRun:
         assert not jobs, f"jobs are left: {jobs}"
 
 
-def runs_in(lab: SlurmLab) -> Iterator[SlurmRun]:
-    """Yield a test's SlurmRun, then clean up; its files stay if $KEEP_LAB_RUNS is set."""
+def runs_in(lab: SlurmLab, home: Path | None = None, hosts_home: Path | None = None) -> Iterator[SlurmRun]:
+    """Yield a test's SlurmRun, then clean up; its files stay if $KEEP_LAB_RUNS is set.
+
+    Args:
+        lab: where.
+        home: directory of the test; None: one below `lab.shared`.
+        hosts_home: the same, as the hosts see it; None: alike.
+    """
     name = f"t{uuid.uuid4().hex[:8]}"
-    home = lab.shared / "tests" / name
+    home = home or lab.shared / "tests" / name
     home.mkdir(parents=True)
-    run = SlurmRun(lab, home, name)
+    run = SlurmRun(lab, home, name, hosts_home=hosts_home)
     try:
         yield run
     finally:
