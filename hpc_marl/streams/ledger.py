@@ -165,6 +165,15 @@ class Ledger:
         account.in_flight[seq] = batch
         return True
 
+    def next_seq(self, stream: str) -> int | None:
+        """Return the number of the batch that a stream's sender has to send next; None for a stream that has ended."""
+        if stream in self._ended_streams:
+            return None
+        account = self._accounts.get(stream)
+        if account is None:
+            return 0
+        return None if account.ended else account.produced.batches
+
     def produced(self, stream: str, total: Tally) -> None:
         """Book what a stream is known to have produced in all; what has not arrived by now is lost.
 

@@ -16,7 +16,7 @@ from hpc_marl.data import SampleLayout
 from hpc_marl.streams.ledger import Tally
 from hpc_marl.streams.sample_credits import Grant
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -72,7 +72,7 @@ class Commit(_SenderMessage, frozen=True, kw_only=True):
 
 
 class Ping(_SenderMessage, frozen=True, kw_only=True):
-    """Asks what of `produced` is still held: makes up for messages lost on a broken connection."""
+    """Asks what has arrived and what is still held: makes up for messages lost on a broken connection."""
 
 
 class Goodbye(_SenderMessage, frozen=True, kw_only=True):
@@ -109,8 +109,13 @@ class Credit(_ReceiverMessage, frozen=True, kw_only=True):
 
 
 class Pong(_ReceiverMessage, frozen=True, kw_only=True):
-    """Answer to Ping: of the batches below `next_seq`, all but those in `held` are released."""
+    """Answer to Ping, and to a batch that comes before its predecessor.
 
+    Of the batches below `next_seq`, all but those in `held` are released; those from there on have not arrived.
+    """
+
+    answers: Count
+    """Serial of the message that it answers: what was sent later may still arrive."""
     next_seq: Count
     held: list[Count]
     grant: Grant

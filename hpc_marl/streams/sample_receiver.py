@@ -8,7 +8,8 @@ are read in the slot that the environment wrote, which is not written again befo
 
 Why each batch counts at most once: `Ledger` books every sequence number of every stream exactly once; what
 it has booked before is ignored when it comes again. Of several lives of one actor only the newest is
-listened to.
+listened to. Why none is missing while its sender lives: batches are taken in order, and one that comes
+before its predecessor makes the sender send both again.
 """
 
 from __future__ import annotations
@@ -311,11 +312,17 @@ class SampleReceiver:
         peer.close()
 
     def _take_commit(self, peer: Peer, commit: Commit, payload: list[Any]) -> None:
-        received = peer.unpack(commit, payload)
-        tally = Tally(1, commit.metadata.env_steps, commit.metadata.agent_steps)
-        if not self.ledger.received(received.stream, received.seq, before=commit.produced, batch=tally):
+        expected = self.ledger.next_seq(peer.hello.stream)
+        if expected is None or commit.produced.batches < expected:
             self._ignored["duplicate"] += 1
             return
+        if commit.produced.batches > expected:
+            self._ignored["early"] += 1
+            self._send_pong(peer, commit)
+            return
+        received = peer.unpack(commit, payload)
+        tally = Tally(1, commit.metadata.env_steps, commit.metadata.agent_steps)
+        self.ledger.received(received.stream, received.seq, before=commit.produced, batch=tally)
         peer.held[received.seq] = commit.slot
         self._ready.append(received)
         self._received += 1
@@ -324,12 +331,18 @@ class SampleReceiver:
         self._peak_held_bytes = max(self._peak_held_bytes, self._held_bytes)
 
     def _take_ping(self, peer: Peer, ping: Ping, payload: list[Any]) -> None:
-        # Messages of one connection keep their order, so what has not arrived before this never will, and the
-        # sender is about to use its slot again: book it now, so that a late arrival is ignored.
-        self.ledger.produced(peer.hello.stream, ping.produced)
-        grant = self._credits.grant(peer.hello.stream)
-        held = sorted(peer.held)
-        pong = Pong(stream=peer.hello.stream, next_seq=ping.produced.batches, held=held, grant=grant)
+        self._send_pong(peer, ping)
+
+    def _send_pong(self, peer: Peer, message: Commit | Ping) -> None:
+        # Messages of one connection keep their order, so what was sent before this and has not arrived never will.
+        expected = self.ledger.next_seq(peer.hello.stream)
+        pong = Pong(
+            stream=peer.hello.stream,
+            answers=message.serial,
+            next_seq=message.produced.batches if expected is None else expected,
+            held=sorted(peer.held),
+            grant=self._credits.grant(peer.hello.stream),
+        )
         self._send(peer.routing_id, pong)
 
     def _take_goodbye(self, peer: Peer, goodbye: Goodbye, payload: list[Any]) -> None:

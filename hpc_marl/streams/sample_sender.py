@@ -17,8 +17,10 @@ successor: it was sampled for a policy that the successor has already replaced o
 twice would ask the successor to know what its predecessor had learned from. Its number is simply never
 seen, and the ledger books the gap as lost.
 
-What repairs a broken connection to a living receiver: batches wait in their slots while there is none; those
-that were swallowed by the break are found by Ping, whose answer names everything that is still held.
+What repairs a broken connection to a living receiver: batches wait in their slots while there is none. The
+receiver takes them in order only, and says what it expects next when one comes too early or when it is
+asked by Ping; what was swallowed by the break is sent again then. So a run is the same with the break and
+without it; a synchronous trainer, which waits for a certain batch, gets it.
 """
 
 from __future__ import annotations
@@ -146,6 +148,7 @@ class SampleSender:
         self._serial = 0
         self._link = _Link()
         self._released = self._lost = self._abandoned = self._refused_acquires = self._receivers = 0
+        self._resent = 0
         self._closed = False
         self._handlers: dict[type, Callable[[Any], None]] = {
             Welcome: self._take_welcome,
@@ -230,6 +233,7 @@ class SampleSender:
             produced_agent_steps=self._produced.agent_steps,
             released=self._released,
             lost=self._lost,
+            resent=self._resent,
             abandoned=self._abandoned,
             refused_acquires=self._refused_acquires,
             writing=self._slots.num_writing,
@@ -294,6 +298,7 @@ class SampleSender:
             commit = self._message(Commit, produced=slot.before, slot=slot.index, metadata=slot.metadata)
             if not self._send(commit, None if self._link.transport == "shared_memory" else slot):
                 return
+            slot.serial = commit.serial
             self._slots.unsent.popleft()
 
     def _send(self, message: SenderMessage, payload: Slot | None = None) -> bool:
@@ -379,6 +384,7 @@ class SampleSender:
         self._link.is_asked = False
         settled = {seq for seq in self._slots.sent_seqs() if seq < pong.next_seq} - set(pong.held)
         self._released += self._slots.release(settled)
+        self._resent += self._slots.send_again(pong.next_seq, pong.answers)
         self._take_grant(pong.grant)
 
     def _take_farewell(self, farewell: Farewell) -> None:

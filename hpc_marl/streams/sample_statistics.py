@@ -17,6 +17,8 @@ class SenderStatistics:
     """Batches that a receiver was done with."""
     lost: int
     """Batches that were under way to a receiver that went away."""
+    resent: int
+    """Times that a batch was sent again over a new connection."""
     abandoned: int
     refused_acquires: int
     """Times that `acquire` had no slot to give."""

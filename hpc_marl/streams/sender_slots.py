@@ -34,6 +34,8 @@ class Slot:
     before: Tally = NOTHING
     """What had been produced before the batch in it; `before.batches` is its sequence number."""
     metadata: SampleMetadata | None = None
+    serial: int = 0
+    """Of the message that it was sent with last."""
     tracker: zmq.MessageTracker | None = None
     """Says when ZMQ has let go of the memory, which may be after the receiver has."""
 
@@ -123,6 +125,25 @@ class SenderSlots:
                 slot.state = _State.FREE
         self.num_under_way -= len(freed)
         return len(freed)
+
+    def send_again(self, next_seq: int, last_serial: int) -> int:
+        """Line up again what was sent and has not arrived; return how many batches these are.
+
+        Args:
+            next_seq: all batches below it have arrived.
+            last_serial: of the newest message that counts: what was sent after it may still arrive.
+        """
+        unsent = set(self.unsent)
+        swallowed = [
+            slot
+            for slot in self._slots
+            if slot.state is _State.COMMITTED
+            and slot not in unsent
+            and slot.seq >= next_seq
+            and slot.serial <= last_serial
+        ]
+        self.unsent = deque(sorted((*swallowed, *self.unsent), key=lambda slot: slot.seq))
+        return len(swallowed)
 
     def lose(self) -> int:
         """Free all slots that are under way; return how many there were."""

@@ -11,7 +11,7 @@ import pytest
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.data import EnvSpec, SampleLayout
 from hpc_marl.errors import NameResolveError, StreamError
-from hpc_marl.streams import sample_sender
+from hpc_marl.streams import sample_messages, sample_sender
 from hpc_marl.streams.ledger import LOST, Ledger
 from hpc_marl.streams.sample_messages import Commit
 from hpc_marl.streams.sample_slots import SampleSlots
@@ -381,18 +381,39 @@ def test_a_lost_release_is_found_by_asking(new_receiver, new_sender, monkeypatch
     assert sender.statistics().under_way == 0
 
 
-def test_a_swallowed_batch_is_lost_once_and_its_slot_free_again(new_receiver, new_sender, monkeypatch):
-    receiver, sender = new_receiver(), new_sender(num_slots=1)
+@pytest.mark.parametrize("num_followers", [0, 2])
+def test_swallowed_batches_are_sent_again_in_order(new_receiver, new_sender, monkeypatch, num_followers):
+    """Also where others, which were sent after them over a new connection, come first."""
+    receiver, sender = new_receiver(), new_sender(num_slots=4)
     connect(sender, receiver)
     with monkeypatch.context() as patch:
         patch.setattr(sender, "_send", lambda message, payload=None: True)
+        for _ in range(2):
+            send(sender)
+    for _ in range(num_followers):
         send(sender)
+    taken = receive(receiver, sender, 2 + num_followers)
+    assert [batch.seq for batch in taken] == list(range(2 + num_followers))
+    assert sender.statistics().resent >= 2 and bool(receiver.statistics().ignored) == bool(num_followers)
+    receiver.consume(taken)
     until(lambda: sender.statistics().under_way == 0, sender.poll, receiver.poll)
-    assert receiver.ledger.balance().dropped == {LOST: 1}
-    assert send(sender) == 1
-    receiver.consume(receive(receiver, sender, 1))
     totals = receiver.ledger.balance()
-    assert (totals.produced, totals.consumed, totals.dropped) == (2, 1, {LOST: 1})
+    assert (totals.produced, totals.consumed, totals.dropped_total) == (
+        2 + num_followers,
+        2 + num_followers,
+        0,
+    )
+
+
+def test_an_answer_overtaken_by_a_batch_sends_nothing_again(new_receiver, new_sender):
+    receiver, sender = new_receiver(), new_sender()
+    connect(sender, receiver)
+    send(sender)
+    early = sample_messages.Pong(
+        stream=sender._stream, answers=1, next_seq=0, held=[], grant=sender._link.grant
+    )
+    sender._take_pong(early)
+    assert sender.statistics().resent == 0 and not sender._slots.unsent
 
 
 def test_a_message_that_was_overtaken_or_comes_twice_is_ignored(new_receiver, new_sender):
