@@ -77,6 +77,7 @@ def patience_of(config: ExperimentConfig) -> Patience:
         max_resubmissions=cluster.max_resubmissions,
         core_away_s=_FOR_EVER if is_local else cluster.actor_grace_s,
         heard_lately_s=max(5.0, 4 * control.heartbeat_interval_s),
+        rejoin_s=control.heartbeat_timeout_s,
     )
 
 

@@ -82,9 +82,11 @@ class HostLauncher:
         return self._place(worker_name).runs(worker_name)
 
     def is_reachable(self, worker_name: str) -> bool:
-        """Whether its host was heard lately."""
+        """Whether its host was heard all the time lately; a worker's first word after a silence may come later."""
         slot = self._place(worker_name)
-        return slot.is_up and slot.heard is not None and slot.heard.age_s < self._patience.heard_lately_s
+        return (
+            slot.is_up and slot.heard is not None and self._clock() - slot.unheard_s > self._patience.rejoin_s
+        )
 
     def waiting_for(self, worker_name: str) -> str:
         """Return what its start waits for."""
@@ -199,7 +201,7 @@ class HostLauncher:
                 self._lose(slot, "its host process was replaced", for_good=False)
             slot.incarnation, slot.heard, slot.silent, slot.ended = incarnation, None, False, False
             slot.processes, slot.pending = {}, {}
-            slot.seen_running_s, slot.lost = None, ""
+            slot.seen_running_s, slot.lost, slot.unheard_s = None, "", -float("inf")
         if not slot.incarnation or beat is None or beat.incarnation != slot.incarnation:
             return
         if slot.silent:
@@ -208,6 +210,8 @@ class HostLauncher:
             slot.silent = False
             self._say(f"{slot.spec.host} is heard again")
         before, slot.heard = slot.metric("node"), beat
+        if beat.age_s >= self._patience.heard_lately_s:
+            slot.unheard_s = self._clock()
         slot.processes = parse_children(str(beat.metrics.get("children", "")))
         if not before and slot.metric("node"):
             self._say(f"{slot.spec.host} is up on {slot.metric('node')}")

@@ -26,6 +26,7 @@ class Patience:
         max_resubmissions: of one slot.
         core_away_s: actors are sent home when no core host was there for so long.
         heard_lately_s: a host heard within this time is reachable; a few heartbeat intervals.
+        rejoin_s: after the network was away, a worker may be heard so much later than its host.
     """
 
     host_silence_s: float
@@ -35,6 +36,7 @@ class Patience:
     max_resubmissions: int
     core_away_s: float
     heard_lately_s: float = 5.0
+    rejoin_s: float = 15.0
 
 
 class SlotJobs:

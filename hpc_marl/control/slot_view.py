@@ -73,6 +73,7 @@ class SlotView:
         ended: the host that was connected last has said its last word; its process ends by itself.
         silent: the host was not heard for so long that its workers do not count any more.
         heard: the host's newest heartbeat.
+        unheard_s: when the host was last seen out of reach; on the controller's clock.
         processes: what the host says of its workers.
         wanted: what should run here.
         pending: commands under way to the host.
@@ -91,6 +92,7 @@ class SlotView:
     ended: bool = False
     silent: bool = False
     heard: Heartbeat | None = None
+    unheard_s: float = -float("inf")
     processes: dict[str, Process] = field(default_factory=dict)
     wanted: dict[str, Launch] = field(default_factory=dict)
     pending: dict[str, Any] = field(default_factory=dict)

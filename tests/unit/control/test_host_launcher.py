@@ -8,7 +8,7 @@ from hpc_marl.base.jobs import JobState
 from hpc_marl.control.slot_view import SlotSpec
 from hpc_marl.control.worker_view import ProcessExit
 from hpc_marl.errors import LaunchError, QueueBusyError
-from tests.unit.control.played_site import CORE, FIRST, SECOND, SLOTS, Site, working
+from tests.unit.control.played_site import CORE, FIRST, PATIENCE, SECOND, SLOTS, Site, working
 
 
 @pytest.fixture
@@ -151,6 +151,20 @@ def test_a_silent_host_is_lost_late_and_may_be_heard_again() -> None:
     assert "host/1 is heard again" in site.said
     assert host.children == {"actor/0": (1, None)} and site.launcher.is_alive("actor/0")
     assert site.queue.submissions == [[CORE, FIRST]]
+
+
+def test_after_a_silence_a_worker_has_time_to_be_heard_again_too() -> None:
+    site = working("trainer/0", "actor/0")
+    host = site.hosts["host/1"]
+    host.silent_since = site.now
+    site.step(seconds=30)
+    host.silent_since = None
+    site.step()
+    assert not site.launcher.is_reachable("actor/0"), (
+        "the silence of the worker may still be that of its host"
+    )
+    site.step(seconds=PATIENCE.rejoin_s)
+    assert site.step() == [] and site.launcher.is_reachable("actor/0")
 
 
 # -- jobs --------------------------------------------------------------------------------------------------------------
