@@ -158,6 +158,7 @@ def test_after_a_silence_a_worker_has_time_to_be_heard_again_too() -> None:
     host = site.hosts["host/1"]
     host.silent_since = site.now
     site.step(seconds=30)
+    site.step()
     host.silent_since = None
     site.step()
     assert not site.launcher.is_reachable("actor/0"), (
