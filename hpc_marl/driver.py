@@ -344,7 +344,13 @@ class Driver:
             self.event(self.controller.events.popleft())
 
     def _write_state(self, now: bool = False) -> None:
-        """Leave for a successor what it must know, whenever it has changed."""
+        """Leave for a successor what it must know, whenever it has changed.
+
+        New lives are written down at once: their processes are started in the next step, and no successor may take
+        them for those before.
+        """
+        lives = {view.name: view.life for view in self.controller.workers.values()}
+        now = now or self._written is None or self._written.lives != lives
         if not now and time.monotonic() < self._next_write_s:
             return
         self._next_write_s = time.monotonic() + _STATE_INTERVAL_S

@@ -119,6 +119,8 @@ class Controller:
                 adopted = worker.adopted
                 self._launch(worker)
                 worker.adopted = adopted
+                if adopted:
+                    self._launcher.adopt(worker.name)
 
     def step(self) -> Verdict | None:
         """Take in what happened and do what is due; return the verdict once the run is over."""

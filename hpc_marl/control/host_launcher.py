@@ -72,6 +72,11 @@ class HostLauncher:
         slot = self._place(worker_name)
         slot.wanted[worker_name] = Launch(life, num_threads, slot.spec.gpus.get(worker_name, 0.0))
 
+    def adopt(self, worker_name: str) -> None:
+        """Take the wanted life of a worker for one that another controller has started; if it is gone, that is told."""
+        slot = self._place(worker_name)
+        slot.wanted[worker_name] = slot.wanted[worker_name]._replace(is_adopted=True)
+
     def exits(self) -> list[ProcessExit]:
         """Return what ended by itself since the last call."""
         ended, self._exits = self._exits, []
@@ -238,13 +243,16 @@ class HostLauncher:
             self._panel.disconnect(slot.spec.host)
             slot.incarnation, slot.heard = "", None
 
-    def _displace(self, slot: SlotView, why: str) -> None:
+    def _displace(self, slot: SlotView, why: str, only_missing: bool = False) -> None:
         """Tell that what is wanted in a slot does not run there any more."""
-        for name, launch in slot.wanted.items():
+        for name, launch in list(slot.wanted.items()):
+            process = slot.processes.get(name)
+            if only_missing and not (launch.is_adopted and (process is None or process.life < launch.life)):
+                continue
             if (name, launch.life) not in slot.told:
                 slot.told.add((name, launch.life))
                 self._exits.append(ProcessExit(name, -9, displaced=why))
-        slot.wanted.clear()
+            del slot.wanted[name]
 
     def _keep_alive(self, slot: SlotView) -> None:
         """Speak to a host now and then: it ends its workers when no controller does; the first starts a deputy soon."""
@@ -262,9 +270,11 @@ class HostLauncher:
         if not slot.is_up or slot.heard is None:
             return
         self._pass_on_exits(slot)
+        if slot.metric("node"):  # a heartbeat without figures says nothing of processes
+            self._displace(slot, "it was gone when this controller came", only_missing=True)
         for name, launch in slot.wanted.items():
             process = slot.processes.get(name)
-            if process is None or process.life < launch.life:
+            if (process is None or process.life < launch.life) and not launch.is_adopted:
                 self._command(
                     slot, "launch", name, life=launch.life, num_threads=launch.num_threads, gpus=launch.gpus
                 )

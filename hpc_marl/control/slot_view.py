@@ -12,11 +12,15 @@ RUNNING = "r"
 
 
 class Launch(NamedTuple):
-    """A worker that should run: which life of it, with how many threads and GPUs."""
+    """A worker that should run: which life of it, with how many threads and GPUs.
+
+    `is_adopted`: another controller has started this life; a second process of it must never be.
+    """
 
     life: int
     num_threads: int
     gpus: float
+    is_adopted: bool = False
 
 
 class Process(NamedTuple):

@@ -46,6 +46,9 @@ class Launcher(Protocol):
     def launch(self, worker_name: str, life: int, num_threads: int) -> None:
         """Have a worker started as soon as its place is there."""
 
+    def adopt(self, worker_name: str) -> None:
+        """Start no process of what was launched: another controller has. If there is none any more, that is an exit."""
+
     def exits(self) -> list[ProcessExit]:
         """Return the processes that ended by themselves since the last call."""
 

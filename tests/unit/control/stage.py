@@ -52,6 +52,7 @@ class Stage:
         self.hopeless_places: dict[str, str] = {}
         self.unreachable: set[str] = set()
         self.interrupted: list[str] = []
+        self.adopted: list[str] = []
         self.num_actor_releases = 0
         self.log: list[str] = []  # epochs granted and processes launched, in order
 
@@ -64,6 +65,9 @@ class Stage:
         self.log.append(f"{worker_name} life {life}")
         if worker_name not in self.waiting:
             self.alive.add(worker_name)
+
+    def adopt(self, worker_name: str) -> None:
+        self.adopted.append(worker_name)
 
     def exits(self) -> list[ProcessExit]:
         ended, self.ended = self.ended, []

@@ -265,7 +265,7 @@ def test_a_run_that_trains_is_taken_over_without_a_word_to_those_who_work() -> N
     second, stage = adopting(left_by(first), stage)
     assert stage.lives == {TRAINER: 0, "actor/0": 0, "actor/1": 1} and stage.log[0] == "epoch 5"
     turn(second, stage)
-    assert second.phase is Phase.TRAINING
+    assert second.phase is Phase.TRAINING and stage.adopted == list(NAMES)
     assert {second.workers[name].status for name in NAMES} == {WorkerStatus.RUNNING}
     assert second.workers["actor/1"].restarts == 1
     assert [stage.commands(name) for name in NAMES] == [["status", "reconfigure"], ["status"], ["status"]]

@@ -153,6 +153,22 @@ def test_a_silent_host_is_lost_late_and_may_be_heard_again() -> None:
     assert site.queue.submissions == [[CORE, FIRST]]
 
 
+def test_an_adopted_worker_is_never_started_a_second_time_in_one_life() -> None:
+    before = working("trainer/0", "actor/0")
+    before.hosts["host/1"].children = {}
+    site = Site()
+    site.hosts = before.hosts
+    for name in ("trainer/0", "actor/0"):
+        site.want(name)
+        site.launcher.adopt(name)
+    exits = site.step() + site.step()
+    assert [(exit_.worker_name, bool(exit_.displaced)) for exit_ in exits] == [("actor/0", True)]
+    assert site.hosts["host/1"].children == {} and site.launcher.is_alive("trainer/0")
+    site.want("actor/0", life=1)
+    site.step()
+    assert site.hosts["host/1"].children == {"actor/0": (1, None)} and site.step() == []
+
+
 def test_after_a_silence_a_worker_has_time_to_be_heard_again_too() -> None:
     site = working("trainer/0", "actor/0")
     host = site.hosts["host/1"]
