@@ -35,6 +35,7 @@ DEADLINE_S = 150.0
 SMALL = (
     "cluster=lab",
     "experiment=matrix_game",
+    "total_env_steps=10_000",
     "control.heartbeat_interval_s=0.5",
     "cluster.query_interval_s=5",
     "cluster.time_limit=1:00:00",

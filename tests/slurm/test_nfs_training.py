@@ -28,7 +28,6 @@ def test_a_run_directory_on_nfs(nfs_run: SlurmRun) -> None:
         "actors.partition=nfs",
         "actors.per_task=1",
         "cluster.actor_directives={exclusive: true}",
-        "total_env_steps=10_000",
     )
     assert run.session.wait(SLOW_S) == 0, run.story()
     run.finish_well(SLOW_S)
