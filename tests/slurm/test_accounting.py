@@ -56,6 +56,7 @@ def test_a_run_completes(poor_run: SlurmRun) -> None:
     run = poor_run.train("trainer.gpus=1")
     assert run.session.wait() == 0
     run.finish_well()
+    assert run.sacct(run.job_ids("core")[0]) == [], "there is no accounting"
     assert "CPU" in run.cli("report", run.name)
 
 
