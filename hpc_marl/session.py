@@ -117,7 +117,7 @@ def drive_run(
         return driver.end(ending, f"stopped by {name}" if ending is not Ending.DETACH else f"left by {name}")
 
     with Driver(config, directory, record, kind, display) as driver:
-        if not driver.lease.acquire(lease_timeout_s):
+        if not driver.lease.acquire(lease_timeout_s, give_up=lambda: bool(signals.take())):
             return None
         drive = driver.drive(poll)
     if drive.verdict is not None and kind == "session":

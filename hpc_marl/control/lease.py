@@ -67,8 +67,15 @@ class ControllerLease:
         self._next_check_s = 0.0
         self._held = False
 
-    def acquire(self, timeout_s: float, poll_s: float = 0.5) -> bool:
+    def acquire(
+        self, timeout_s: float, poll_s: float = 0.5, give_up: Callable[[], bool] = lambda: False
+    ) -> bool:
         """Take the lease; one whose holder is dead becomes free after its time to live.
+
+        Args:
+            timeout_s: to wait for it.
+            poll_s: between two trials.
+            give_up: asked before every further trial, whether to wait no longer.
 
         Returns:
             False if somebody else held it all the time.
@@ -78,7 +85,7 @@ class ControllerLease:
             try:
                 self._resolver.add(self._key, json.dumps(vars(self.own)), keepalive_ttl=self._ttl_s)
             except NameEntryExistsError:
-                if self._clock() >= deadline:
+                if self._clock() >= deadline or give_up():
                     return False
                 time.sleep(poll_s)
             else:
