@@ -19,6 +19,18 @@ from tests.slurm.lab_runs import SlurmRun
 pytestmark = pytest.mark.slurm
 
 
+def lose_a_node(run: SlurmRun, watch: Stopwatch) -> None:
+    """Crash a node of an actor, and boot it once training goes on without it."""
+    try:
+        run.lab.control("crash", "cpu2")
+        run.wait_until(lambda: actors_at_work(run) == 3, SLOW_S)
+        watch.lap("until an update without the lost actor")
+    finally:
+        run.lab.control("boot", "cpu2")
+    run.wait_until(lambda: actors_at_work(run) == 4, SLOW_S)
+    watch.lap("until the lost actor was back")
+
+
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_actors_start_late_lose_their_node_and_are_preempted(slurm_run: SlurmRun, mode: str) -> None:
     run, watch = slurm_run, Stopwatch(f"elastic, {mode}")
@@ -37,15 +49,8 @@ def test_actors_start_late_lose_their_node_and_are_preempted(slurm_run: SlurmRun
         watch.lap("until training began with the first actor")
     run.wait_until(lambda: actors_at_work(run) == 4, SLOW_S)
     watch.lap("until all four took part")
-    try:
-        run.lab.control("crash", "cpu2")
-        watch.lap("to crash cpu2")
-        run.wait_until(lambda: actors_at_work(run) == 3, SLOW_S)
-        watch.lap("until an update without the lost actor")
-    finally:
-        run.lab.control("boot", "cpu2")
-    run.wait_until(lambda: actors_at_work(run) == 4, SLOW_S)
-    watch.lap("until the lost actor was back")
+    if mode == "sync":
+        lose_a_node(run, watch)
     with busy_nodes(run.lab, "-p", "cpuhi", "-w", "cpu[3-4]", "-N2", "--exclusive") as intruder:
         wait_for_state(run.lab, intruder, "RUNNING")
         watch.lap("to preempt two actors")
