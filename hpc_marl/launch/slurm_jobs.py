@@ -100,6 +100,8 @@ class SlurmJobs:
     def poll(self) -> None:
         """See JobService."""
         self._watch.poll()
+        if stuck := self._watch.take_stuck():
+            self._scancel(stuck)
 
     def report(self, slot: int) -> JobReport | None:
         """See JobService."""
@@ -116,9 +118,14 @@ class SlurmJobs:
 
     def cancel(self, slots: Iterable[int]) -> None:
         """See JobService. Of a job that is no array, one slot cannot end alone: all of them do."""
-        ids = self._ids_to_cancel(set(slots))
-        if not ids:
-            return
+        if ids := self._ids_to_cancel(set(slots)):
+            self._scancel(ids)
+
+    def close(self) -> None:
+        """See JobService."""
+        self._watch.close()
+
+    def _scancel(self, ids: list[str]) -> None:
         answer = run_command(["scancel", *ids])
         for delay in _RETRY_DELAYS_S:
             if answer.is_ok or not BUSY.search(answer.error):
@@ -128,10 +135,6 @@ class SlurmJobs:
         if not answer.is_ok:
             _log.warning("scancel %s said: %s", " ".join(ids), answer.error or "nothing")
         self._watch.ask_in(3.0)
-
-    def close(self) -> None:
-        """See JobService."""
-        self._watch.close()
 
     def _make_directories(self) -> None:
         # Slurm fails a job whose output it cannot write.

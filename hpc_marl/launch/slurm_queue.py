@@ -26,6 +26,8 @@ _STATES = {
 _STATE_OF = {word: state for state, words in _STATES.items() for word in words.split()}
 _ARRAY = re.compile(r"(\d+)_\[([\d,\-]+)(?:%\d+)?\]")
 _ID = re.compile(r"\d+(?:[_+]\d+)?")
+# Slurm could not start the job, and holds it; newer versions write `_` for the spaces.
+_STUCK = {"launch failed requeued held", "JobHoldMaxRequeue"}
 _NO_REASON = {"None", "(null)", "N/A"}
 
 
@@ -50,6 +52,15 @@ class QueueRow:
     expected_start: str
     user: str
     name: str
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether Slurm holds it because it could not start it: it will not run unless somebody releases it.
+
+        >>> QueueRow("7", JobState.PENDING, "launch failed requeued held", "", "", "me", "a.b.core").is_stuck
+        True
+        """
+        return self.state is JobState.PENDING and self.reason.replace("_", " ") in _STUCK
 
 
 def job_state(word: str) -> JobState | None:

@@ -25,13 +25,15 @@ class _Watched:
     name: str
     report: JobReport
     misses: int = 0
+    is_stuck: bool = False
 
 
 class QueueWatch:
     """Asks squeue in the background and remembers the answers. A queue that does not answer changes nothing.
 
     A job that two answers in a row do not list is looked up once by sacct, in place of the next squeue; where sacct
-    does not know its end either, or does not work here, the job is forgotten.
+    does not know its end either, or does not work here, the job is forgotten. One that Slurm holds because it could
+    not start it counts as failed, whatever becomes of it then.
 
     Args:
         user: whose jobs they are.
@@ -45,6 +47,7 @@ class QueueWatch:
         self._wait_s = interval_s
         self._clock = clock
         self._jobs: dict[str, _Watched] = {}
+        self._stuck: list[str] = []
         self._command: BackgroundCommand | None = None
         self._asked: tuple[str, ...] = ()
         self._is_sacct = False
@@ -68,6 +71,11 @@ class QueueWatch:
     def ask_in(self, delay_s: float) -> None:
         """Ask no sooner than this: a queue that was just changed does not show it at once."""
         self._not_before = self._clock() + delay_s
+
+    def take_stuck(self) -> list[str]:
+        """Return, once, the jobs that Slurm holds because it could not start them: they are to be cancelled."""
+        stuck, self._stuck = self._stuck, []
+        return stuck
 
     def poll(self) -> None:
         """Take an answer that has come, or ask if it is time to."""
@@ -144,7 +152,12 @@ class QueueWatch:
 
     def _set(self, job_id: str, row: QueueRow) -> None:
         job = self._jobs[job_id]
-        if row.state is not None:
+        if row.is_stuck and not job.is_stuck:
+            _log.warning("Slurm could not start job %s and holds it (%s)", job_id, row.reason)
+            job.is_stuck = True
+            job.report = JobReport(job_id, JobState.FAILED, row.reason)
+            self._stuck.append(job_id)
+        elif row.state is not None and not job.is_stuck:
             job.report = JobReport(job_id, row.state, row.reason, row.nodes, row.expected_start)
 
     def _forget(self, job_id: str) -> None:

@@ -344,6 +344,20 @@ def test_a_sacct_that_does_not_work_is_asked_once(slurm: FakeSlurm, session: Ses
     assert session.states(jobs) == {0: "FORGOTTEN"} and len(slurm.calls("sacct")) == 1
 
 
+def test_a_job_that_slurm_holds_after_a_failed_start_has_failed(slurm: FakeSlurm, session: Session) -> None:
+    slurm.accepts(15, 16)
+    actor = f"16_0|RUNNING|None|cpu1|N/A|{ACTORS}"
+    slurm.lists(f"15|PENDING|launch failed requeued held|(null)|N/A|{CORE}", actor)
+    jobs = session.jobs()
+    jobs.submit([0, 1])
+    session.ask(jobs)
+    assert session.states(jobs) == {0: "FAILED", 1: "RUNNING"} and slurm.calls("scancel") == ["15"]
+    # It is we who have cancelled it, which a person would have meant otherwise.
+    slurm.lists(f"15|CANCELLED|None|(null)|N/A|{CORE}", actor)
+    session.ask(jobs)
+    assert session.states(jobs) == {0: "FAILED", 1: "RUNNING"} and slurm.calls("scancel") == ["15"]
+
+
 def test_an_id_that_another_job_has_is_not_ours(slurm: FakeSlurm, session: Session) -> None:
     slurm.accepts(15)
     slurm.lists(f"15|RUNNING|None|gpu1|N/A|{ME}|lab.seed2.core")
