@@ -85,6 +85,7 @@ def test_a_short_partition_costs_only_time(slurm_run: SlurmRun) -> None:
     run.train(
         *PACED,
         "control.orphan_grace_s=60",
+        "inference=remote",
         "trainer.gpus=1",
         "actors.count=2",
         "cluster.actor_directives={exclusive: true}",
