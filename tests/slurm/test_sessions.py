@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slurm
 
 # Workers wait for a controller as long as they do by default: one that was killed is not followed in seconds.
 PACED = (*faulty_runs.PACED, "control.orphan_grace_s=60")
-AWAY_S = 45.0  # several questions to the queue long
+AWAY_S = 30.0  # several questions to the queue long
 GOES_ON = "goes on without this session"
 MENU = "Your choice"
 
@@ -132,6 +132,19 @@ def test_slurmctld_may_be_away(slurm_run: SlurmRun) -> None:
     assert run.session.wait() == 130
     assert run.finish()["status"] == "INTERRUPTED"
     run.assert_ledger_balances()
+
+
+def test_jobs_that_slurmctld_forgot_are_replaced(slurm_run: SlurmRun) -> None:
+    run = slurm_run.train(*faulty_runs.PACED)
+    run.wait_until(lambda: any(job.state == "RUNNING" for job in run.jobs()), interval_s=0.0)
+    # Nothing is saved yet: the core job runs on and is held in the queue, the actors' array is not known any more.
+    run.lab.control("ctld", "kill")
+    run.lab.control("ctld", "start")
+    run.wait_until(run.trained(1))
+    print(f"submitted in all: {run.job_ids()}")
+    run.wait_until(lambda: sorted(job.state for job in run.jobs()) == ["RUNNING"] * 3)
+    stop_and_check(run)
+    assert run.session.wait() == 130
 
 
 def test_a_core_job_that_is_cancelled_by_hand_ends_the_run(slurm_run: SlurmRun) -> None:
