@@ -34,11 +34,11 @@ from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.config import ActorGroupConfig, ExperimentConfig
 from hpc_marl.control.worker_control import ZmqServer
 from hpc_marl.control.worker_state import WorkerStatus
-from hpc_marl.display import PlainDisplay
-from hpc_marl.driver import Driver
 from hpc_marl.launch import make_plan
-from hpc_marl.session import prepare, raise_descriptor_limit
-from hpc_marl.trial_config import read_config
+from hpc_marl.runs.driver import Driver
+from hpc_marl.runs.session import prepare, raise_descriptor_limit
+from hpc_marl.trials.saved_config import read_config
+from hpc_marl.views.display import PlainDisplay
 
 LIMIT_CPU, LIMIT_MB = 0.01, 200
 HEADER = (

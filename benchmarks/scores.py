@@ -26,9 +26,9 @@ from measuring.results import GOALS, Run, Score, read_scores, write_scores
 from measuring.training import Training, TrainingError, stop_in_order_on_sigterm
 
 from hpc_marl.base.telemetry import METRICS_FILE, read_metrics
-from hpc_marl.compose import compose_experiment
+from hpc_marl.composing.compose import compose_experiment
 from hpc_marl.errors import HpcMarlError
-from hpc_marl.report import read_evaluation
+from hpc_marl.trials.evaluation import read_evaluation
 
 VARIANTS = ("sync/inline", "sync/remote", "async/inline", "async/remote")
 HEADER = (

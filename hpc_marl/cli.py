@@ -35,43 +35,47 @@ class Subcommand:
 SUBCOMMANDS = {
     "train": Subcommand("hpc_marl.train:main", "[SETTING=VALUE ...]", "train a policy; alone: the main job"),
     "attach": Subcommand(
-        "hpc_marl.attach:attach", "EXP[/TRIAL]", "drive a run that is under way, or watch it"
+        "hpc_marl.commands.attach:attach", "EXP[/TRIAL]", "drive a run that is under way, or watch it"
     ),
     "status": Subcommand(
-        "hpc_marl.status_command:status", "EXP[/TRIAL]", "show where a trial, or a sweep of trials, stands"
+        "hpc_marl.commands.status:status", "EXP[/TRIAL]", "show where a trial, or a sweep of trials, stands"
     ),
     "list": Subcommand(
-        "hpc_marl.status_command:list_trials", "[--root DIR]", "list all experiments and their trials"
+        "hpc_marl.commands.status:list_trials", "[--root DIR]", "list all experiments and their trials"
     ),
-    "top": Subcommand("hpc_marl.top_command:main", "EXP[/TRIAL]", "watch a run live"),
+    "top": Subcommand("hpc_marl.commands.top:main", "EXP[/TRIAL]", "watch a run live"),
     "logs": Subcommand(
-        "hpc_marl.log_command:main",
+        "hpc_marl.commands.logs:main",
         "EXP[/TRIAL] [KIND[/INDEX]] [-f]",
         "show the logs of a run, merged by time",
     ),
-    "pause": Subcommand("hpc_marl.steer_commands:pause", "EXP[/TRIAL]", "have all workers stand still"),
-    "resume": Subcommand("hpc_marl.steer_commands:resume", "EXP[/TRIAL]", "have a paused run go on"),
+    "pause": Subcommand("hpc_marl.commands.steer:pause", "EXP[/TRIAL]", "have all workers stand still"),
+    "resume": Subcommand("hpc_marl.commands.steer:resume", "EXP[/TRIAL]", "have a paused run go on"),
     "scale": Subcommand(
-        "hpc_marl.steer_commands:scale", "EXP[/TRIAL] actors=N", "change how many actors a run has"
+        "hpc_marl.commands.steer:scale", "EXP[/TRIAL] actors=N", "change how many actors a run has"
     ),
-    "checkpoint": Subcommand("hpc_marl.steer_commands:checkpoint", "EXP[/TRIAL]", "write a checkpoint now"),
+    "checkpoint": Subcommand("hpc_marl.commands.steer:checkpoint", "EXP[/TRIAL]", "write a checkpoint now"),
     "stop": Subcommand(
-        "hpc_marl.steer_commands:stop", "EXP[/TRIAL]", "end a run in order, with a checkpoint"
+        "hpc_marl.commands.steer:stop", "EXP[/TRIAL]", "end a run in order, with a checkpoint"
     ),
-    "cancel": Subcommand("hpc_marl.steer_commands:cancel", "EXP[/TRIAL]", "end a run and its jobs at once"),
+    "cancel": Subcommand("hpc_marl.commands.steer:cancel", "EXP[/TRIAL]", "end a run and its jobs at once"),
     "report": Subcommand(
-        "hpc_marl.commands:report", "EXP[/TRIAL]", "say how well a run used its CPUs, GPUs and memory"
+        "hpc_marl.commands.report:report", "EXP[/TRIAL]", "say how well a run used its CPUs, GPUs and memory"
     ),
     "plot": Subcommand(
-        "hpc_marl.commands:plot", "EXP[/TRIAL]", "draw the learning curves of a run, or of a sweep's trials"
+        "hpc_marl.commands.plot:plot",
+        "EXP[/TRIAL]",
+        "draw the learning curves of a run, or of a sweep's trials",
     ),
     "check-env": Subcommand(
-        "hpc_marl.commands:check_environment", "[env=FILE ...]", "test an environment against the contract"
+        "hpc_marl.commands.check_env:check_environment",
+        "[env=FILE ...]",
+        "test an environment against the contract",
     ),
     "cluster": Subcommand(
-        "hpc_marl.cluster_init:main", "init [NAME]", "describe this site's Slurm in a profile"
+        "hpc_marl.site.cluster_init:main", "init [NAME]", "describe this site's Slurm in a profile"
     ),
-    "doctor": Subcommand("hpc_marl.doctor:main", "cluster=SITE ...", "test what runs need of a site"),
+    "doctor": Subcommand("hpc_marl.site.doctor:main", "cluster=SITE ...", "test what runs need of a site"),
 }
 
 

@@ -19,12 +19,12 @@ from hpc_marl.base.launch_record import read_launch_record
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.control.lease import LEASE_TTL_S
 from hpc_marl.control.worker_state import WorkerStatus, exit_code
-from hpc_marl.display import PlainDisplay
 from hpc_marl.errors import HpcMarlError
-from hpc_marl.interrupts import StopSignals
-from hpc_marl.run_log import controller_log
-from hpc_marl.session import closing_display, conclude, drive_run, raise_descriptor_limit
-from hpc_marl.trial_config import read_config
+from hpc_marl.runs.interrupts import StopSignals
+from hpc_marl.runs.run_log import controller_log
+from hpc_marl.runs.session import closing_display, conclude, drive_run, raise_descriptor_limit
+from hpc_marl.trials.saved_config import read_config
+from hpc_marl.views.display import PlainDisplay
 from hpc_marl.workers.child_processes import die_with_parent
 
 _LINE_INTERVAL_S = 30.0

@@ -66,7 +66,7 @@ def _main(arguments: list[str]) -> int:
     hydra_flags = [argument for argument in arguments if argument not in options.overrides]
     arguments = [*hydra_flags, *options.overrides]
     if options.help:
-        from hpc_marl.train_help import help_text
+        from hpc_marl.composing.train_help import help_text
 
         sys.stdout.write(help_text(options.overrides, options.config_dir))
         return 0
@@ -83,7 +83,7 @@ def _main(arguments: list[str]) -> int:
 
 
 def _checked_experiment(options: Namespace) -> ExperimentConfig:
-    from hpc_marl.compose import PRIMARY_CONFIG, compose_experiment
+    from hpc_marl.composing.compose import PRIMARY_CONFIG, compose_experiment
 
     # A config path of one's own would lack our defaults, and a rerun would unpickle a file.
     for name in ("config_path", "experimental_rerun"):
@@ -98,8 +98,8 @@ def _checked_experiment(options: Namespace) -> ExperimentConfig:
 
 
 def _swept_keys(options: Namespace) -> list[str]:
-    from hpc_marl.compose import hydra_search_path
-    from hpc_marl.overrides import swept_keys
+    from hpc_marl.composing.compose import hydra_search_path
+    from hpc_marl.composing.overrides import swept_keys
 
     with hydra_search_path(options.config_dir) as loader:
         return swept_keys(options.overrides, loader)
@@ -128,7 +128,7 @@ class _JobRunner:
         self._core_jobs: list[str] = []
 
     def __call__(self, composed: DictConfig) -> float | None:
-        from hpc_marl.compose import experiment_from
+        from hpc_marl.composing.compose import experiment_from
 
         experiment = experiment_from(composed)
         if self._sweep_keys is not None:
@@ -154,18 +154,18 @@ class _JobRunner:
 
     def _run(self, experiment: ExperimentConfig) -> Outcome:
         if DRY_RUN_FLAG in self._only:
-            from hpc_marl.submission import dry_run_experiment
+            from hpc_marl.runs.submission import dry_run_experiment
 
             return dry_run_experiment(experiment)
         if PREPARE_FLAG in self._only:
-            from hpc_marl.submission import prepare_in_job
+            from hpc_marl.runs.submission import prepare_in_job
 
             return prepare_in_job(experiment)
         if experiment.controller == "session":
-            from hpc_marl.session import run_experiment
+            from hpc_marl.runs.session import run_experiment
 
             return run_experiment(experiment)
-        from hpc_marl.submission import submit_experiment
+        from hpc_marl.runs.submission import submit_experiment
 
         limit = experiment.max_concurrent
         waits = limit is not None and len(self._core_jobs) >= limit
@@ -200,7 +200,7 @@ def _run_hydra(arguments: Sequence[str], task: object) -> None:
     """Let Hydra run `task` with its own command line; Hydra reads sys.argv and nothing else."""
     import hydra
 
-    from hpc_marl.compose import PRIMARY_CONFIG, VERSION_BASE, conf_directory, register_defaults
+    from hpc_marl.composing.compose import PRIMARY_CONFIG, VERSION_BASE, conf_directory, register_defaults
 
     register_defaults()
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_marl.compose import compose_experiment
+from hpc_marl.composing.compose import compose_experiment
 from hpc_marl.data import EnvSpec
 from hpc_marl.envs import make_env
 from hpc_marl.envs.api import EnvArrays, StepArrays

@@ -21,7 +21,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
-from hpc_marl.compose import compose_experiment
+from hpc_marl.composing.compose import compose_experiment
 from hpc_marl.config import ExperimentConfig
 
 

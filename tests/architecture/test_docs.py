@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hpc_marl.cli import SUBCOMMANDS
-from hpc_marl.compose import compose_experiment
+from hpc_marl.composing.compose import compose_experiment
 from hpc_marl.errors import ConfigError
 from tests.architecture.source_tree import PACKAGE, ROOT, repository_files
 

@@ -61,7 +61,7 @@ NO_TORCH: list[str | list[str]] = [
     "hpc_marl.control.worker_control",
     "hpc_marl.control.controller",
     "hpc_marl.launch",
-    "hpc_marl.session",
+    "hpc_marl.runs.session",
     "hpc_marl.policies.numpy_actor",
     "hpc_marl.envs",
     "hpc_marl.workers.__main__",

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slurm
 
 # Workers wait for a controller as long as they do by default: one that was killed is not followed in seconds.
 PACED = (*faulty_runs.PACED, "control.orphan_grace_s=60")
-AWAY_S = 30.0  # several questions to the queue long
+AWAY_S = 120.0
 GOES_ON = "goes on without this session"
 MENU = "Your choice"
 

@@ -100,7 +100,7 @@ def test_a_busy_machine_is_said_to_be_one() -> None:
 
 
 def test_the_tasks_of_throughput_compose() -> None:
-    compose = load("hpc_marl.compose").compose_experiment
+    compose = load("hpc_marl.composing.compose").compose_experiment
     for task in load("throughput").TASKS.values():
         config = compose([f"experiment={task.experiment}", "actors.count=2"])
         batch = config.algorithm.rollout_length * config.actors.count * config.actors.num_envs
@@ -192,7 +192,12 @@ def test_runs_are_planned_from_the_options() -> None:
     )
     assert [run.variant for run in runs] == ["sync/inline", "sync/remote", "async/inline", "async/remote"]
     assert {(run.seed, run.total_env_steps) for run in runs} == {
-        (4, load("hpc_marl.compose").compose_experiment(["experiment=cartpole_ppo"]).total_env_steps)
+        (
+            4,
+            load("hpc_marl.composing.compose")
+            .compose_experiment(["experiment=cartpole_ppo"])
+            .total_env_steps,
+        )
     }
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from hpc_marl import interrupts
-from hpc_marl.interrupts import Ending, StopSignals, ask_ending, ending_of, is_answerable
+from hpc_marl.runs import interrupts
+from hpc_marl.runs.interrupts import Ending, StopSignals, ask_ending, ending_of, is_answerable
 
 
 def test_signals_are_noted_instead_of_killing_and_the_first_counts() -> None:

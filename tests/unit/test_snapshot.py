@@ -11,7 +11,7 @@ from hpc_marl.config import ActorGroupConfig, ExperimentConfig
 from hpc_marl.control.controller import TRAINER, Controller, Phase
 from hpc_marl.control.worker_state import WorkerStatus
 from hpc_marl.control.worker_view import WorkerView
-from hpc_marl.snapshot import progress_of, snapshot_of
+from hpc_marl.runs.snapshot import progress_of, snapshot_of
 from tests.unit.control.played_site import CORE, FIRST, SECOND, Site
 
 CONFIG = ExperimentConfig(

@@ -15,7 +15,7 @@ from hpc_marl.base.launch_record import JobRecord, LaunchRecord, write_launch_re
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.config import ExperimentConfig
 from hpc_marl.errors import ConfigError
-from hpc_marl.trials import choose_trial_name, next_epoch, require_not_running
+from hpc_marl.trials.naming import choose_trial_name, next_epoch, require_not_running
 
 
 @pytest.fixture

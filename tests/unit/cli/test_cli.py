@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpc_marl.cli import SUBCOMMANDS, main
-from hpc_marl.compose import compose_experiment
+from hpc_marl.composing.compose import compose_experiment
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])

@@ -9,11 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hpc_marl import shared_directories
 from hpc_marl.cli import main
-from hpc_marl.cluster_init import write_profile
-from hpc_marl.cluster_profile import choose_profile, common_network, profile_text
-from hpc_marl.compose import compose_experiment
+from hpc_marl.composing.compose import compose_experiment
 from hpc_marl.config import ClusterConfig, build
 from hpc_marl.errors import ConfigError, LaunchError
 from hpc_marl.launch.site_survey import (
@@ -23,7 +20,10 @@ from hpc_marl.launch.site_survey import (
     parse_qos,
     parse_settings,
 )
-from hpc_marl.shared_directories import SharedRoot, candidate_directories, find_shared_root
+from hpc_marl.site import shared_directories
+from hpc_marl.site.cluster_init import write_profile
+from hpc_marl.site.cluster_profile import choose_profile, common_network, profile_text
+from hpc_marl.site.shared_directories import SharedRoot, candidate_directories, find_shared_root
 from tests.unit.launch.site_texts import ASSOCIATIONS, CONFIG, NODES, PARTITIONS, QOS
 
 ROOT = SharedRoot("${oc.env:SCRATCH}", "On lustre.")
@@ -141,9 +141,9 @@ def test_a_shared_root_that_is_none(text: str, survey: SiteSurvey) -> None:
 def test_the_command_writes_and_does_not_overwrite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], survey: SiteSurvey
 ) -> None:
-    monkeypatch.setattr("hpc_marl.cluster_init.survey_site", lambda: survey)
+    monkeypatch.setattr("hpc_marl.site.cluster_init.survey_site", lambda: survey)
     monkeypatch.setattr(
-        "hpc_marl.cluster_init.find_shared_root", lambda *_: SharedRoot(str(tmp_path), "here")
+        "hpc_marl.site.cluster_init.find_shared_root", lambda *_: SharedRoot(str(tmp_path), "here")
     )
     arguments = ["cluster", "init", "--output", str(tmp_path)]
     assert main(arguments) == 0

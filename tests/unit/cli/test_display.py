@@ -9,7 +9,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from hpc_marl.display import (
+from hpc_marl.views.display import (
     LiveDisplay,
     PlainDisplay,
     Progress,

@@ -9,16 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hpc_marl import doctor_nodes, doctor_site
 from hpc_marl.base.jobs import JobState
 from hpc_marl.cli import main
-from hpc_marl.compose import compose_experiment
+from hpc_marl.composing.compose import compose_experiment
 from hpc_marl.config import ActorGroupConfig, ClusterConfig, ExperimentConfig, TrainerGroupConfig
-from hpc_marl.doctor import base_directory, scratch_directory
-from hpc_marl.doctor_exchange import Reach, Reached
-from hpc_marl.doctor_facts import GpuFacts, NodeFacts, gather_facts, memory_limit_mb
-from hpc_marl.doctor_jobs import Kind, node_kinds
-from hpc_marl.doctor_report import Level, Line, Report, fail, ok, warn
 from hpc_marl.errors import SecurityError
 from hpc_marl.launch.plan import make_plan
 from hpc_marl.launch.site_survey import (
@@ -29,6 +23,13 @@ from hpc_marl.launch.site_survey import (
     parse_settings,
 )
 from hpc_marl.launch.slurm_queue import QueueRow
+from hpc_marl.site import node_checks as doctor_nodes
+from hpc_marl.site import site_checks as doctor_site
+from hpc_marl.site.doctor import base_directory, scratch_directory
+from hpc_marl.site.exchange import Reach, Reached
+from hpc_marl.site.findings import Level, Line, Report, fail, ok, warn
+from hpc_marl.site.machine_facts import GpuFacts, NodeFacts, gather_facts, memory_limit_mb
+from hpc_marl.site.probe_jobs import Kind, node_kinds
 from tests.unit.launch.site_texts import ASSOCIATIONS, CONFIG, NODES, PARTITIONS, QOS
 
 SURVEY = SiteSurvey(

@@ -9,16 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from hpc_marl import doctor_jobs, doctor_probe, doctor_visit
 from hpc_marl.base.name_resolve_file import FileNameResolver
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.config import ClusterConfig
-from hpc_marl.doctor import scratch_directory
-from hpc_marl.doctor_exchange import RUN_UUID, Exchange
-from hpc_marl.doctor_jobs import Kind
-from hpc_marl.doctor_report import Report
-from hpc_marl.doctor_visit import Visit
 from hpc_marl.launch.site_survey import SiteSurvey, parse_partitions
+from hpc_marl.site import probe as doctor_probe
+from hpc_marl.site import probe_jobs as doctor_jobs
+from hpc_marl.site import visit as doctor_visit
+from hpc_marl.site.doctor import scratch_directory
+from hpc_marl.site.exchange import RUN_UUID, Exchange
+from hpc_marl.site.findings import Report
+from hpc_marl.site.probe_jobs import Kind
+from hpc_marl.site.visit import Visit
 from tests.unit.launch.site_texts import NODES, PARTITIONS
 from tests.unit.launch.slurm_fakes import FakeSlurm
 
@@ -73,7 +75,7 @@ def test_a_probe_and_the_login_node_try_each_other_out(slurm: FakeSlurm, directo
     assert "names login<->long" in report and "fail" not in report
     script = next(directory.job_scripts.iterdir()).read_text()
     assert "#SBATCH --partition=long" in script and "#SBATCH --account=marl" in script
-    assert f"-m hpc_marl.doctor_probe --run-dir {directory.path} --name long --peers login" in script
+    assert f"-m hpc_marl.site.probe --run-dir {directory.path} --name long --peers login" in script
     assert slurm.calls("scancel") == ["7"]
 
 
@@ -135,7 +137,7 @@ def test_an_interface_that_is_not_there_is_a_finding(directory: RunDirectory) ->
 def test_a_silent_address_is_told_from_one_that_answers(
     directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpc_marl.doctor_exchange._CALL_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("hpc_marl.site.exchange._CALL_TIMEOUT_S", 0.5)
     with (
         Exchange(directory, "login", "127.0.0.1", ()) as login,
         Exchange(directory, "cpu", "127.0.0.0/8", ()) as cpu,

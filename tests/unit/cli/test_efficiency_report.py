@@ -22,11 +22,11 @@ from hpc_marl.config import (
     TrainerGroupConfig,
     to_dict,
 )
-from hpc_marl.efficiency_report import KindReport, Report, RoleReport, make_report
-from hpc_marl.efficiency_text import report_text, report_values
 from hpc_marl.launch.accounting import Accounting, parse_sacct
-from hpc_marl.sizing_advice import advise
-from hpc_marl.usage import HostLife, RunFacts, WorkerUse, gather_facts
+from hpc_marl.reports.efficiency import KindReport, Report, RoleReport, make_report
+from hpc_marl.reports.efficiency_text import report_text, report_values
+from hpc_marl.reports.sizing_advice import advise
+from hpc_marl.reports.usage import HostLife, RunFacts, WorkerUse, gather_facts
 
 CONFIG = ExperimentConfig(
     trainer=TrainerGroupConfig(cpus=2, gpus=1.0, memory_mb=8000),

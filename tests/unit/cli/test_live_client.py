@@ -12,7 +12,7 @@ from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.control.worker_control import ZmqServer
 from hpc_marl.errors import ConfigError, NoControllerError, RpcError
-from hpc_marl.live_client import live_controller
+from hpc_marl.runs.live_client import live_controller
 from tests.unit.cli.planted_runs import RUN_UUID, FakeController, job, plant
 
 

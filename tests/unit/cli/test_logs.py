@@ -13,9 +13,9 @@ import pytest
 
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.cli import main
-from hpc_marl.log_files import find_log_files, tail_of, time_of
-from hpc_marl.log_follow import LogFollower
-from hpc_marl.log_traceback import first_traceback
+from hpc_marl.views.log_files import find_log_files, tail_of, time_of
+from hpc_marl.views.log_follow import LogFollower
+from hpc_marl.views.log_traceback import first_traceback
 from tests.unit.cli.planted_runs import plant, plant_log, plant_verdict
 
 TRACEBACK = """\

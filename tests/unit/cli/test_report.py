@@ -13,8 +13,9 @@ from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.base.telemetry import METRICS_FILE
 from hpc_marl.cli import main
 from hpc_marl.errors import HpcMarlError
-from hpc_marl.plotting import plot_learning_curve, smooth
-from hpc_marl.report import Evaluation, RunSummary, read_evaluation, summary_text
+from hpc_marl.reports.plotting import plot_learning_curve, smooth
+from hpc_marl.reports.run_summary import RunSummary, summary_text
+from hpc_marl.trials.evaluation import Evaluation, read_evaluation
 
 EVALUATION = Evaluation(0.9812, (0.968, 0.9934), 100, 1_474_560)
 

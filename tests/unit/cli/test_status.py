@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from hpc_marl.cli import main
-from hpc_marl.status_text import snapshot_text
-from hpc_marl.trial_files import trial_facts
+from hpc_marl.trials.trial_files import trial_facts
+from hpc_marl.views.status_text import snapshot_text
 from tests.unit.cli.planted_runs import FakeController, job, plant, snapshot, this_host
 
 ROW: dict[str, Any] = {

@@ -11,7 +11,7 @@ import pytest
 
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.cli import main
-from hpc_marl.sweep_plot import TrialCurve, group_curves, mean_curve, trial_curve
+from hpc_marl.reports.sweep_plot import TrialCurve, group_curves, mean_curve, trial_curve
 
 
 def curve(returns: list[float], steps: list[float] | None = None, **settings: Any) -> TrialCurve:
@@ -111,7 +111,7 @@ def test_a_sweep_without_an_episode_says_so(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_more_groups_than_colours_are_drawn(tmp_path: Path) -> None:
-    from hpc_marl.sweep_plot import plot_learning_curves
+    from hpc_marl.reports.sweep_plot import plot_learning_curves
 
     curves = [curve([0.0, i], lr=i) for i in range(12)]
     assert plot_learning_curves(curves, tmp_path / "many.png", title="many").stat().st_size > 20_000

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from hpc_marl.cli import main
+from hpc_marl.commands.top import frames, watch
 from hpc_marl.errors import NoControllerError
-from hpc_marl.snapshot_view import kind_views, work_rates
-from hpc_marl.top_command import frames, watch
-from hpc_marl.top_view import render
+from hpc_marl.views.snapshot_view import kind_views, work_rates
+from hpc_marl.views.top_view import render
 from tests.unit.cli.planted_runs import FakeController, plant, plant_verdict, snapshot
 
 

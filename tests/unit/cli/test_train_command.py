@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from hpc_marl.composing.overrides import setting_paths
+from hpc_marl.composing.train_help import MOST_USED
 from hpc_marl.config import ExperimentConfig, build, to_dict
 from hpc_marl.errors import CheckpointError, ConfigError
-from hpc_marl.overrides import setting_paths
 from hpc_marl.train import main
-from hpc_marl.train_help import MOST_USED
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Outcome:
 
 
 class Session:
-    """Stands for hpc_marl.session: notes the experiments and ends them as told."""
+    """Stands for hpc_marl.runs.session: notes the experiments and ends them as told."""
 
     def __init__(self) -> None:
         self.experiments: list[ExperimentConfig] = []
@@ -40,9 +40,9 @@ class Session:
 
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Session:
-    session, module = Session(), types.ModuleType("hpc_marl.session")
+    session, module = Session(), types.ModuleType("hpc_marl.runs.session")
     module.run_experiment = session.run_experiment  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "hpc_marl.session", module)
+    monkeypatch.setitem(sys.modules, "hpc_marl.runs.session", module)
     monkeypatch.chdir(tmp_path)
     return session
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpc_marl.errors import ConfigError
-from hpc_marl.trial_reference import ROOT_VARIABLE, default_root, find_trial, find_trials, trials_below
+from hpc_marl.trials.reference import ROOT_VARIABLE, default_root, find_trial, find_trials, trials_below
 from tests.unit.cli.planted_runs import plant
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from hpc_marl.compose import compose_experiment
+from hpc_marl.composing.compose import compose_experiment
+from hpc_marl.composing.overrides import mapping_paths, setting_paths
 from hpc_marl.config import ExperimentConfig
 from hpc_marl.errors import ConfigError
-from hpc_marl.overrides import mapping_paths, setting_paths
 
 
 def test_the_main_job_composes():

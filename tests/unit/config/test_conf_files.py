@@ -7,7 +7,7 @@ import typing
 import pytest
 from omegaconf import OmegaConf
 
-from hpc_marl.compose import compose_experiment, conf_directory
+from hpc_marl.composing.compose import compose_experiment, conf_directory
 from hpc_marl.config import ExperimentConfig, build, to_dict
 
 FILES = sorted(path.relative_to(conf_directory()).as_posix() for path in conf_directory().rglob("*.yaml"))

@@ -8,7 +8,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from hpc_marl.compose import conf_directory
+from hpc_marl.composing.compose import conf_directory
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -26,7 +26,7 @@ def test_a_built_wheel_composes_the_main_job(tmp_path: Path):
         [
             sys.executable,
             "-c",
-            "import hpc_marl.compose as c; print(c.conf_directory(), c.compose_experiment().seed)",
+            "import hpc_marl.composing.compose as c; print(c.conf_directory(), c.compose_experiment().seed)",
         ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},

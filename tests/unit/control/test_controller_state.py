@@ -20,7 +20,7 @@ from hpc_marl.control.controller_state import (
 from hpc_marl.control.verdict import Verdict
 from hpc_marl.control.worker_state import WorkerStatus
 from hpc_marl.errors import ConfigError
-from hpc_marl.trial_files import read_verdict
+from hpc_marl.trials.trial_files import read_verdict
 
 UUID = "0" * 32
 

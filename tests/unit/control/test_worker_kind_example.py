@@ -15,7 +15,7 @@ from hpc_marl.base.launch_record import LaunchRecord, write_launch_record
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.base.security import create_keyring
-from hpc_marl.compose import compose_experiment
+from hpc_marl.composing.compose import compose_experiment
 from hpc_marl.config import assignment
 from hpc_marl.control.worker_control import ZmqWorkerControl
 from hpc_marl.control.worker_state import WorkerStatus, exit_code

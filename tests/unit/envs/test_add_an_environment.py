@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpc_marl.compose import compose_experiment
+from hpc_marl.composing.compose import compose_experiment
 from hpc_marl.config import EnvConfig
 from hpc_marl.envs import check_env, make_env
 from tests.architecture.source_tree import ROOT

@@ -13,7 +13,7 @@ import pytest
 from gymnasium import spaces
 from pettingzoo import AECEnv
 
-from hpc_marl.compose import conf_directory
+from hpc_marl.composing.compose import conf_directory
 from hpc_marl.config import EnvConfig, build
 from hpc_marl.envs import BatchedEnv, LoopedEnv, check_env, make_env
 from hpc_marl.envs.gymnasium_vector_env import GymnasiumVectorEnv

@@ -1,0 +1,1 @@
+"""Commands: the subcommands of `hpc-marl`, beside `train`."""

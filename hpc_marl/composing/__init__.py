@@ -1,0 +1,1 @@
+"""Composing: from Hydra's YAML and overrides to a checked experiment."""

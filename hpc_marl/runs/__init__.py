@@ -1,0 +1,1 @@
+"""Runs: preparing, submitting, driving and talking to them."""

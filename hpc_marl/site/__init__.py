@@ -1,0 +1,1 @@
+"""Site: describing a cluster (`cluster init`) and examining it (`doctor`)."""

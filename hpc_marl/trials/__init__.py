@@ -1,0 +1,1 @@
+"""Trials: naming, finding and reading what lies in a root directory."""

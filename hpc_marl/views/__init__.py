@@ -1,0 +1,1 @@
+"""Views: what a person sees of a run, as text and on a live screen."""
