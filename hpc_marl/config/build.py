@@ -135,5 +135,11 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
 
 
 def _words(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    # YAML takes an unquoted 12:00:00 for the number 43200.
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: 'text (in quotes, as "12:00:00")',
+        bool: "true or false",
+    }
     return names.get(hint, str(hint))

@@ -17,9 +17,7 @@ def is_duration(text: str) -> bool:
 def check_duration(name: str, text: str | None) -> None:
     """Return if `text` is a duration, or None. Raises ConfigError."""
     if text is not None and not is_duration(text):
-        raise ConfigError(
-            f"{name}={text!r}: write a duration as Slurm does: 90 (minutes), 12:00:00 or 2-00:00:00"
-        )
+        raise ConfigError(f"{name}={text!r}: write a duration as Slurm does: 12:00:00 or 2-00:00:00")
 
 
 def duration_s(text: str) -> float:
