@@ -35,7 +35,7 @@ test-slow: $(INSTALLED)  ## the learning tests, which take minutes
 	$(BIN)/pytest -m "slow and not slurm" $(ARGS)
 
 test-slurm: $(INSTALLED)  ## the tests on a Slurm cluster of many nodes on this machine (root, Debian)
-	$(BIN)/pytest -m slurm $(ARGS)
+	BIN=$(BIN) tests/slurm/run $(ARGS)
 
 bench: $(INSTALLED)  ## every benchmark's table: ours, peers, the limit
 	@for script in $(filter-out benchmarks/scores.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script" $(ARGS) || exit 1; done

@@ -1,8 +1,7 @@
-"""A lab for tests that need no NFS: the one that is running, or else the session's."""
+"""A lab and a directory of the test's own, for commands that look at a site rather than train."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -13,29 +12,24 @@ from pathlib import Path
 
 import pytest
 
-CLUSTER = Path(__file__).parents[2] / "slurm" / "lab" / "cluster.sh"
+from tests.slurm.lab import SlurmLab
 
 
 @dataclass(frozen=True)
 class RunningLab:
-    """A lab and a directory of the test's own.
+    """A lab and a place in it.
 
     Attributes:
-        directory: which every host sees alike.
+        lab: the lab.
+        directory: which every host sees alike; the test's own.
     """
 
+    lab: SlurmLab
     directory: Path
 
     def run(self, *command: str, timeout_s: int = 200) -> subprocess.CompletedProcess[str]:
         """Run a command on the login node to its end."""
-        return subprocess.run(
-            [str(CLUSTER), "exec", "head", "timeout", str(timeout_s), *command],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout_s + 60,
-            stdin=subprocess.DEVNULL,
-        )
+        return self.lab.run(*command, timeout_s=timeout_s)
 
     def hpc_marl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `hpc-marl` on the login node."""
@@ -43,11 +37,11 @@ class RunningLab:
 
     def cut(self, one: str, other: str) -> None:
         """Let nothing pass between two hosts."""
-        subprocess.run([str(CLUSTER), "cut", one, other], check=True, capture_output=True)
+        self.lab.control("cut", one, other)
 
     def uncut(self, one: str, other: str) -> None:
         """Undo `cut`."""
-        subprocess.run([str(CLUSTER), "uncut", one, other], check=True, capture_output=True)
+        self.lab.control("uncut", one, other)
 
     def job_names(self) -> list[str]:
         """Names of all jobs that wait or run."""
@@ -55,15 +49,9 @@ class RunningLab:
 
 
 @pytest.fixture
-def running_lab(request: pytest.FixtureRequest) -> Iterator[RunningLab]:
-    """Use the lab in $SLURMLAB if it is up, whoever has started it; else have one started."""
-    shared = Path(os.environ.get("SLURMLAB", "/var/tmp/slurmlab")) / "shared"
-    is_up = (
-        os.geteuid() == 0 and subprocess.run([str(CLUSTER), "status"], capture_output=True).returncode == 0
-    )
-    if not is_up:
-        shared = request.getfixturevalue("slurm_lab").shared
-    directory = shared / f"test-{uuid.uuid4().hex[:8]}"
+def running_lab(cluster_lab: SlurmLab) -> Iterator[RunningLab]:
+    """Give the test a directory in the lab that is up, or else in the session's."""
+    directory = cluster_lab.shared / f"test-{uuid.uuid4().hex[:8]}"
     directory.mkdir(mode=0o700)
-    yield RunningLab(directory)
+    yield RunningLab(cluster_lab, directory)
     shutil.rmtree(directory, ignore_errors=True)
