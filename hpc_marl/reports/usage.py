@@ -43,6 +43,8 @@ class HostLife(msgspec.Struct, frozen=True):
     cpu_s: float = 0.0
     max_rss_mb: float = 0.0
     gpu_percent_mean: float | None = None
+    run_uuid: str = ""
+    """Of the launch that it belonged to."""
     ended: str = ""
     """DONE, PREEMPTED, TIMEOUT, FAILED or ORPHANED; "" while it runs, and where it was killed."""
     workers: dict[str, WorkerUse] = {}
@@ -91,7 +93,12 @@ def gather_facts(directory: RunDirectory) -> RunFacts:
         name=f"{record.experiment_name}/{record.trial_name}",
         config=read_saved_config(directory),
         jobs=tuple(record.jobs),
-        lives=read_host_lives(directory),
+        lives=tuple(
+            # A launch before, which resume=true went on from, has jobs of its own that are not asked for.
+            life
+            for life in read_host_lives(directory)
+            if life.run_uuid in ("", record.run_uuid)
+        ),
         accounting=ask_accounting(slurm_ids),
         worker_lives={name: int(life) for name, life in lives.items()} if isinstance(lives, dict) else {},
         ledger=read_ledger(directory),

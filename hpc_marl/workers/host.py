@@ -69,6 +69,7 @@ class HostWorker(Worker):
         self._next_name_s = time.monotonic() + _NAME_INTERVAL_S[slot == 0]
         self._usage = HostUsage(
             run_directory,
+            run_uuid=record.run_uuid,
             slot=slot,
             role=_role(record, slot),
             incarnation=context.incarnation,

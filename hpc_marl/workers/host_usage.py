@@ -27,6 +27,7 @@ class HostUsage:
 
     Args:
         directory: of the trial; usage/host-SLOT.INCARNATION.json is written there.
+        run_uuid: of the launch.
         slot: the host's.
         role: of its job.
         incarnation: of the host.
@@ -38,6 +39,7 @@ class HostUsage:
         self,
         directory: RunDirectory,
         *,
+        run_uuid: str,
         slot: int,
         role: str,
         incarnation: str,
@@ -45,6 +47,7 @@ class HostUsage:
         processes: ChildProcesses,
     ) -> None:
         self._path = directory.usage / f"host-{slot}.{incarnation}.json"
+        self._run_uuid = run_uuid
         self._slot, self._role, self._task, self._processes = slot, role, task, processes
         self._started, self._started_s = time.time(), time.monotonic()
         self._gpus = _GpuMeter()
@@ -75,6 +78,7 @@ class HostUsage:
     def write(self, ended: str = "") -> None:
         """Replace the usage file; a disk that refuses costs only the figures."""
         content = {
+            "run_uuid": self._run_uuid,
             "slot": self._slot,
             "role": self._role,
             "node": self._task.node,
