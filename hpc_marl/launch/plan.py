@@ -102,15 +102,6 @@ class Plan:
         kind = worker_name.partition("/")[0]
         return next(group for group in self.groups if group.kind == kind)
 
-    def job_of_slot(self, index: int) -> Job:
-        """Return the job that fills slot `index`."""
-        return next(job for job in self.jobs if any(slot.index == index for slot in job.slots))
-
-    def slot_of(self, worker_name: str) -> Slot:
-        """Return where a worker runs; whoever has no place of its own, such as the evaluator, is in the first slot."""
-        slots = [slot for job in self.jobs for slot in job.slots]
-        return next((slot for slot in slots if worker_name in slot.workers), slots[0])
-
 
 def make_plan(config: ExperimentConfig) -> Plan:
     """Return the plan of an experiment.
