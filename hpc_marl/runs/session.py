@@ -109,12 +109,14 @@ def drive_run(
     def poll(driver: Driver) -> Ending | None:
         if not (name := signals.take()):
             return None
-        ending = ending_of(name, on_interrupt, can_detach=can_detach)
         if can_detach and name == "SIGINT" and on_interrupt == "ask" and is_answerable():
             display.suspend()
             ending = ask_ending(signals)
             display.resume()
-        return driver.end(ending, f"stopped by {name}" if ending is not Ending.DETACH else f"left by {name}")
+        else:
+            ending = ending_of(name, on_interrupt, can_detach=can_detach)
+        word = "detached" if ending is Ending.DETACH else "stopped"
+        return driver.end(ending, f"{word} by {name}")
 
     with Driver(config, directory, record, kind, display) as driver:
         if not driver.lease.acquire(lease_timeout_s, give_up=lambda: bool(signals.take())):
