@@ -119,6 +119,11 @@ class ExperimentConfig:
                 f"trainer.batches_per_update={self.trainer.batches_per_update} must be a multiple of "
                 f"trainer.count={trainers}: it is the total over all trainers"
             )
+        if trainers > 1 and self.trainer.device.startswith("cuda") and (self.trainer.gpus or 1) < 1:
+            raise ConfigError(
+                f"trainer.gpus={self.trainer.gpus}: NCCL takes no two of the trainer.count={trainers} trainers on one "
+                "GPU; give each a whole one"
+            )
 
     @property
     def num_sample_groups(self) -> int:

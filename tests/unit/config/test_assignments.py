@@ -93,3 +93,11 @@ def test_a_trainer_without_its_share_is_refused(
             actors=ActorGroupConfig(count=actors),
             trainer=TrainerGroupConfig(**trainer),  # type: ignore[arg-type]
         )
+
+
+def test_trainers_that_would_share_a_gpu_are_refused() -> None:
+    shared = TrainerGroupConfig(count=2, device="cuda", gpus=0.5)
+    with pytest.raises(ConfigError, match="NCCL takes no two"):
+        ExperimentConfig(trainer=shared)
+    ExperimentConfig(trainer=dataclasses.replace(shared, gpus=None))
+    ExperimentConfig(trainer=dataclasses.replace(shared, count=1))
