@@ -33,6 +33,7 @@ MOST_USED = (
     "algorithm.entropy_coef",
     "policy.hidden_sizes",
     "trainer.device",
+    "controller",
     "evaluation.episodes",
 )
 
@@ -41,6 +42,8 @@ _FLAGS = {
     "--help BRANCH": "explain the settings of one branch, such as algorithm or actors; also: all",
     "--config-dir DIR": "add YAML files of your own, laid out like conf/",
     "--multirun, -m": "one run for every combination of comma-separated values",
+    "--dry-run": "on Slurm: show the plan and every sbatch script, checked, and submit nothing",
+    "--prepare": "inside a job script of your own: make its run directory (slurm/hetjob.sbatch)",
     "--info defaults": "which files this run is composed of",
     "--hydra-help": "Hydra's own flags",
 }
@@ -53,6 +56,7 @@ _EXAMPLES = {
     "hpc-marl train mode=async inference=remote": "actors that do not wait; batched inference",
     "hpc-marl train --multirun seed=1,2,3": "a sweep, one run after another",
     "hpc-marl train --config-dir my_conf env=mine": "my_conf/env/mine.yaml",
+    "hpc-marl train cluster=SITE controller=job": "on Slurm: submit and return; see also hpc-marl cluster init",
 }
 
 
