@@ -17,6 +17,10 @@ from __future__ import annotations
 from hpc_marl.errors import NameResolveError
 
 
+CONTROLLER = "controller"
+"""The worker name under which the controller answers commands."""
+
+
 def trial(experiment_name: str, trial_name: str) -> str:
     """Root of everything that belongs to one trial.
 

@@ -74,8 +74,3 @@ def write_verdict(directory: RunDirectory, verdict: Verdict) -> None:
     """Say in state/verdict.json how the run ended: from then on nobody drives it any more."""
     content = {"status": verdict.status.value, "reason": verdict.reason, "exit_code": verdict.exit_code}
     atomic_write(directory.verdict_file, json.dumps(content, indent=1).encode())
-
-
-def grant_epoch(directory: RunDirectory, epoch: int) -> None:
-    """Let trainers of `epoch` write, and those of every lower one no more."""
-    atomic_write(directory.epoch_file, f"{epoch}\n".encode())

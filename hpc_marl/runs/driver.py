@@ -19,7 +19,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from hpc_marl.base.epoch_fence import read_epoch
+from hpc_marl.base import names
+from hpc_marl.base.epoch_fence import read_epoch, write_epoch
 from hpc_marl.base.jobs import JobService
 from hpc_marl.base.launch_record import LaunchRecord
 from hpc_marl.base.run_context import RunContext
@@ -30,7 +31,6 @@ from hpc_marl.control.adoption import adopt, state_of
 from hpc_marl.control.controller import TRAINER, Controller, Phase, Verdict
 from hpc_marl.control.controller_state import (
     ControllerState,
-    grant_epoch,
     read_controller_state,
     write_controller_state,
     write_verdict,
@@ -46,8 +46,6 @@ from hpc_marl.runs.run_parts import all_left, make_job_service, patience_of, slo
 from hpc_marl.runs.snapshot import progress_of, snapshot_of
 from hpc_marl.views.display import Display, Progress
 
-CONTROLLER = "controller"
-"""The name under which a controller answers commands."""
 _STEP_INTERVAL_S = 0.1
 _STEADY_INTERVAL_S = 0.5  # while all work: commands are answered at once all the same
 _WORKERS_PER_STEP_S = 500.0  # many workers are looked at less often, so that a login node does not notice
@@ -167,7 +165,7 @@ class Driver:
         config, record = self.config, self._record
         plan = make_plan(config)
         panel = self._panel = ZmqWorkerControl(
-            config.experiment_name, record.trial_name, context=self._context, ignore=[CONTROLLER]
+            config.experiment_name, record.trial_name, context=self._context, ignore=[names.CONTROLLER]
         )
         self._stack.callback(panel.close)
         self._jobs = self._make_jobs(config, plan, self._directory)
@@ -181,14 +179,14 @@ class Driver:
             panel,
             self._launcher,
             epoch=record.epoch,
-            grant=lambda epoch: grant_epoch(self._directory, epoch),
+            grant=lambda epoch: write_epoch(self._directory.epoch_file, epoch),
         )
         if left is not None:
             adopt(self.controller, left, granted=read_epoch(self._directory.epoch_file) or 0)
         server = self._server = ZmqServer(
             config.experiment_name,
             record.trial_name,
-            CONTROLLER,
+            names.CONTROLLER,
             context=self._context,
             heartbeat_interval_s=5.0,
         )

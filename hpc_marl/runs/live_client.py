@@ -29,7 +29,6 @@ from hpc_marl.errors import (
 )
 from hpc_marl.trials.trial_files import queue_jobs, read_verdict
 
-CONTROLLER = "controller"
 _TIMEOUT_S = 5.0
 # Long enough for one controller to hand over to the next.
 _WAIT_FOR_NAME_S = 1.0
@@ -68,10 +67,10 @@ class LiveController:
         timeout = self._timeout_s if timeout is None else timeout
         try:
             try:
-                return self._panel.request(CONTROLLER, command, timeout=timeout, **kwargs)
+                return self._panel.request(names.CONTROLLER, command, timeout=timeout, **kwargs)
             except StalePeerError:
                 # Another one has taken over and is connected now. All commands may be given twice.
-                return self._panel.request(CONTROLLER, command, timeout=timeout, **kwargs)
+                return self._panel.request(names.CONTROLLER, command, timeout=timeout, **kwargs)
         except RemoteError as error:
             # Its traceback is in the controller's log; here its sentence is enough.
             if error.remote_type == ConfigError.__name__:
@@ -115,7 +114,7 @@ def live_controller(directory: RunDirectory, *, timeout_s: float = _TIMEOUT_S) -
         experiment, trial = record.experiment_name, record.trial_name
         with ZmqWorkerControl(experiment, trial, context=context, timeout=timeout_s) as panel:
             try:
-                panel.connect([CONTROLLER], timeout=min(timeout_s, _WAIT_FOR_NAME_S))
+                panel.connect([names.CONTROLLER], timeout=min(timeout_s, _WAIT_FOR_NAME_S))
             except NameResolveError as error:
                 raise NoControllerError(_nobody(directory, record)) from error
             yield LiveController(panel, directory, context, timeout_s)
@@ -148,4 +147,4 @@ def _name(directory: RunDirectory) -> str:
 
 
 def _key(directory: RunDirectory) -> str:
-    return names.worker(directory.experiment_name, directory.trial_name, CONTROLLER)
+    return names.worker(directory.experiment_name, directory.trial_name, names.CONTROLLER)

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -26,6 +27,19 @@ def config(tmp_path: Path) -> ExperimentConfig:
 def make_trials(config: ExperimentConfig, *names: str) -> None:
     for name in names:
         (Path(config.root) / config.experiment_name / name).mkdir(parents=True)
+
+
+def make_record(**fields: Any) -> LaunchRecord:
+    return LaunchRecord(
+        experiment_name="exp",
+        trial_name="trial",
+        run_uuid="0" * 32,
+        epoch=1,
+        interface=None,
+        heartbeat_interval_s=1.0,
+        orphan_grace_s=1.0,
+        **fields,
+    )
 
 
 def test_fresh_runs_of_a_seed_are_numbered(config: ExperimentConfig) -> None:
@@ -59,14 +73,7 @@ def test_a_trial_whose_controller_lives_is_left_alone(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path, "exp", "trial")
     require_not_running(directory)
     directory.create()
-    record = LaunchRecord(
-        experiment_name="exp",
-        trial_name="trial",
-        run_uuid="0" * 32,
-        epoch=1,
-        interface=None,
-        heartbeat_interval_s=1.0,
-        orphan_grace_s=1.0,
+    record = make_record(
         host=socket.gethostname(),
         pid=os.getpid(),
         pid_create_time=psutil.Process().create_time(),
@@ -98,14 +105,7 @@ def test_a_launch_is_above_the_epochs_of_lives_that_left_no_checkpoint(tmp_path:
 def test_a_run_that_may_go_on_in_its_jobs_is_left_alone(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path, "exp", "trial")
     directory.create()
-    record = LaunchRecord(
-        experiment_name="exp",
-        trial_name="trial",
-        run_uuid="0" * 32,
-        epoch=1,
-        interface=None,
-        heartbeat_interval_s=1.0,
-        orphan_grace_s=1.0,
+    record = make_record(
         has_deputy=True,
         jobs=[JobRecord(job_id="12", role="core", slots=[0])],
     )

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from hpc_marl.base.epoch_fence import read_epoch
+from hpc_marl.base.epoch_fence import read_epoch, write_epoch
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.control.controller_state import (
     ControllerState,
-    grant_epoch,
     read_controller_state,
     write_controller_state,
     write_verdict,
@@ -69,5 +68,5 @@ def test_a_verdict_and_an_epoch_are_read_back(directory: RunDirectory) -> None:
         "reason": "stopped by command",
         "exit_code": 130,
     }
-    grant_epoch(directory, 7)
+    write_epoch(directory.epoch_file, 7)
     assert read_epoch(directory.epoch_file) == 7
