@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from hpc_marl.errors import NameResolveError
 
-
 CONTROLLER = "controller"
 """The worker name under which the controller answers commands."""
 
