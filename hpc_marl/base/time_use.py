@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from time import perf_counter
+from collections.abc import Mapping
+from time import perf_counter, process_time
 
+CPU_METRIC = "cpu_s"
 _PREFIX, _SUFFIX = "time_", "_s"
 
 
@@ -20,7 +22,7 @@ class TimeUse:
         >>> time_use.begin("env")
         >>> time_use.begin("inference")
         >>> sorted(time_use.metrics())
-        ['time_env_s', 'time_inference_s', 'time_other_s']
+        ['cpu_s', 'time_env_s', 'time_inference_s', 'time_other_s']
     """
 
     def __init__(self, *activities: str) -> None:
@@ -46,11 +48,12 @@ class TimeUse:
         return dict(self._seconds)
 
     def metrics(self) -> dict[str, float]:
-        """Return `seconds()` as a worker's metrics, `time_ACTIVITY_s`."""
-        return {f"{_PREFIX}{activity}{_SUFFIX}": spent for activity, spent in self.seconds().items()}
+        """Return `seconds()` as a worker's metrics, `time_ACTIVITY_s`, and `cpu_s`: CPU seconds of its process."""
+        spent = {f"{_PREFIX}{activity}{_SUFFIX}": seconds for activity, seconds in self.seconds().items()}
+        return {**spent, CPU_METRIC: process_time()}
 
 
-def seconds_by_activity(metrics: dict[str, float | int | str]) -> dict[str, float]:
+def seconds_by_activity(metrics: Mapping[str, float | int | str]) -> dict[str, float]:
     """Return what `TimeUse.metrics` put into a worker's metrics.
 
     >>> seconds_by_activity({"time_env_s": 1.5, "rows": 3})

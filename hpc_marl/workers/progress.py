@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
-
-import numpy as np
 
 from hpc_marl.streams.samples import SampleMetadata
 
@@ -80,8 +79,8 @@ class ProgressMeter:
             "agent_steps_per_s": round(agent_rate, 1),
         }
         if episodes:
-            self._row["episode_return"] = float(np.mean([return_ for return_, _ in episodes]))
-            self._row["episode_length"] = float(np.mean([length for _, length in episodes]))
+            self._row["episode_return"] = fmean(return_ for return_, _ in episodes)
+            self._row["episode_length"] = fmean(length for _, length in episodes)
 
     def row(self) -> dict[str, Any]:
         """Return the metrics of the last update."""
@@ -100,7 +99,7 @@ class ProgressMeter:
             "train_time_s": self.train_time_s,
         }
         if self._recent:
-            summary["return_mean"] = float(np.mean(self._recent))
+            summary["return_mean"] = fmean(self._recent)
         return summary
 
     def _rates(self) -> tuple[float, float]:

@@ -14,21 +14,17 @@ A trainer whose epoch is over (`EpochFence`) ends INTERRUPTED and leaves nothing
 
 from __future__ import annotations
 
-import json
 import logging
-import time
 from contextlib import ExitStack
 from typing import Any
 
 import msgspec
 
 from hpc_marl.base import names
-from hpc_marl.base.checkpoint_writer import CheckpointWriter
-from hpc_marl.base.checkpoints import latest_checkpoint
 from hpc_marl.base.epoch_fence import EpochFence
 from hpc_marl.base.run_context import RunContext
-from hpc_marl.base.run_directory import RunDirectory, atomic_write
-from hpc_marl.base.telemetry import MetricsWriter
+from hpc_marl.base.run_directory import RunDirectory
+from hpc_marl.base.time_use import TimeUse
 from hpc_marl.config import TrainerAssignment, build, to_dict
 from hpc_marl.control.worker_base import PollResult, Worker, WorkerServer
 from hpc_marl.control.worker_state import WorkerStatus
@@ -40,6 +36,7 @@ from hpc_marl.streams.parameters import ParameterPublisher
 from hpc_marl.streams.samples import ReceivedBatch, SampleReceiver
 from hpc_marl.workers.batch_selection import select_batches
 from hpc_marl.workers.progress import ProgressMeter
+from hpc_marl.workers.trainer_files import TrainerFiles, saved_training
 from hpc_marl.workers.trainer_gang import Gang, make_gang
 from hpc_marl.workers.trainer_words import AllLedgers, Word, deal_ledgers
 
@@ -73,14 +70,14 @@ class TrainerWorker(Worker):
         self._publisher: ParameterPublisher | None = None
         self._receiver: SampleReceiver | None = None
         self._ledgers: AllLedgers | None = None
-        self._metrics_writer: MetricsWriter | None = None
-        self._checkpoint_writer: CheckpointWriter | None = None
+        self._files: TrainerFiles | None = None
+        """Of trainer/0 alone."""
         self._policy_version = 0
         self._received: list[ReceivedBatch] = []
         self._chosen: list[ReceivedBatch] = []
         """What the next update learns from; the other trainers may count on it."""
         self._progress = ProgressMeter()
-        self._last_checkpoint_s = time.monotonic()
+        self._time_use = TimeUse("other", "learn", "wait_data", "wait_trainers", "publish", "checkpoint")
         self._warned_full = self._has_reported = False
         server.register_handler("checkpoint", self.checkpoint)
 
@@ -98,10 +95,10 @@ class TrainerWorker(Worker):
     def checkpoint(self) -> str:
         """RPC command: write a checkpoint now; return its path."""
         self._fence.require()
-        if self._checkpoint_writer is None:
+        if self._files is None:
             raise WorkerError(f"{self.name} has no checkpoint to write: trainer/0 does, once it has begun")
-        self._write_checkpoint(wait=True)
-        return str(self._checkpoint_writer.last_path)
+        self._write_checkpoint(self._files, wait=True)
+        return str(self._files.newest_checkpoint)
 
     def _poll(self) -> PollResult:
         if self._is_replaced(_FENCE_INTERVAL_S):
@@ -116,6 +113,7 @@ class TrainerWorker(Worker):
                 self._report_ledger()
             return PollResult(idle=True)
         self._collect()
+        self._time_use.begin("wait_trainers" if self._chosen else "other")
         if self._gang.agree(bool(self._chosen), _WAIT_FOR_TRAINERS_S):
             return self._update()
         return PollResult()
@@ -138,7 +136,10 @@ class TrainerWorker(Worker):
     def _collect(self) -> None:
         """Take in samples, and choose what the next update learns from as soon as there is enough."""
         assert self._receiver is not None
+        if not self._chosen:
+            self._time_use.begin("wait_data")
         self._receiver.poll(0.0 if self._chosen else _WAIT_FOR_SAMPLES_S)
+        self._time_use.begin("other")
         self._received.extend(self._receiver.take())
         if self._chosen:
             return
@@ -166,14 +167,18 @@ class TrainerWorker(Worker):
 
     def _update(self) -> PollResult:
         assert self._receiver is not None and self._ledgers is not None
+        self._time_use.begin("other")
         chosen, self._chosen = self._chosen, []
         batch = concatenate([received.batch for received in chosen])
         agent_steps, lag = batch.agent_steps, float(self._policy_version - batch.policy_version.mean())
+        self._time_use.begin("learn")
         learned = self._algorithm.update(batch, self._progress.env_steps)
+        self._time_use.begin("publish")
         is_replaced = self._is_replaced(_FENCE_INTERVAL_S)
         self._policy_version += 1
         if self._publisher is not None and not is_replaced:
             self._publisher.publish(self._policy_version, self._algorithm.actor_weights())
+        self._time_use.begin("other")
         self._receiver.consume(chosen)
         samples = [received.metadata for received in chosen]
         words = self._ranks.gather(self._ledgers.word(samples, lag=lag, is_replaced=is_replaced))
@@ -188,11 +193,11 @@ class TrainerWorker(Worker):
         samples = [sample for word in words for sample in word.samples]
         lag = sum(word.policy_lag for word in words) / len(words)
         self._progress.count(samples, self._policy_version, lag)
-        if self._metrics_writer is None:
+        if self._files is None:
             return
-        self._metrics_writer.write({**self._progress.row(), **learned})
-        if time.monotonic() - self._last_checkpoint_s >= self._config.trainer.checkpoint_interval_s:
-            self._write_checkpoint(wait=False)
+        self._files.write_row({**self._progress.row(), **learned})
+        if self._files.is_checkpoint_due:
+            self._write_checkpoint(self._files, wait=False)
 
     def _open(self) -> bool:
         """Build what depends on the environment's shape, once an actor has published it and all trainers are there."""
@@ -235,13 +240,7 @@ class TrainerWorker(Worker):
         )
         ledgers = self._restore()
         if config.rank == 0:
-            self._metrics_writer = MetricsWriter(self._run_directory.metrics)
-            self._checkpoint_writer = CheckpointWriter(
-                self._run_directory.checkpoints,
-                epoch=config.epoch,
-                keep=config.trainer.keep_checkpoints,
-                fence=self._fence,
-            )
+            self._files = TrainerFiles(self._run_directory, config, self._spec, self._fence)
         self._open_streams(ledgers[config.rank])
         assert self._receiver is not None
         self._ledgers = AllLedgers(self._receiver.ledger, ledgers, config.rank)
@@ -287,12 +286,7 @@ class TrainerWorker(Worker):
 
     def _restore(self) -> list[Ledger]:
         """Go on from the newest checkpoint, which trainer/0 reads for all; return the ledger of each trainer."""
-        found = latest_checkpoint(self._run_directory.checkpoints) if self._config.rank == 0 else None
-        saved = None
-        if found is not None:
-            tensors = {"model": found.tensors("model"), "optim": found.tensors("optim")}
-            saved = {"step": found.step, "state": dict(found.state), "tensors": tensors}
-        saved = self._ranks.broadcast(saved)
+        saved = self._ranks.broadcast(saved_training(self._run_directory) if self._config.rank == 0 else None)
         if saved is None:
             return [Ledger() for _ in range(self._config.world_size)]
         state = saved["state"]
@@ -301,25 +295,18 @@ class TrainerWorker(Worker):
         self._progress = ProgressMeter.restored(state["progress"])
         return deal_ledgers(state["ledgers"], self._config.world_size)
 
-    def _write_checkpoint(self, wait: bool) -> None:
-        assert self._checkpoint_writer is not None and self._ledgers is not None
-        tensors, scalars = self._algorithm.state_dict()
-        state = {
-            "algorithm": scalars,
-            "policy_spec": to_dict(self._spec),
-            "progress": self._progress.to_dict(),
-            "ledgers": self._ledgers.to_list(),
-            "total_env_steps": self._config.total_env_steps,
-        }
-        self._checkpoint_writer.submit(self._policy_version, tensors, state)
-        self._last_checkpoint_s = time.monotonic()
-        if wait:
-            self._checkpoint_writer.wait()
+    def _write_checkpoint(self, files: TrainerFiles, *, wait: bool) -> None:
+        assert self._ledgers is not None
+        self._time_use.begin("checkpoint")
+        files.write_checkpoint(
+            self._policy_version, self._algorithm, self._progress, self._ledgers, wait=wait
+        )
+        self._time_use.begin("other")
 
     def _complete(self) -> PollResult:
         self._drop_rest()
-        if self._checkpoint_writer is not None:
-            self._write_checkpoint(wait=True)
+        if self._files is not None:
+            self._write_checkpoint(self._files, wait=True)
         return PollResult(completed=True)
 
     def _drop_rest(self) -> None:
@@ -338,16 +325,9 @@ class TrainerWorker(Worker):
             self._drop_rest()
             self._gang.report(self._receiver.ledger.to_dict())
 
-    def _write_ledger(self) -> None:
-        """Leave state/ledger.json: what became of every batch of the trial."""
-        assert self._ledgers is not None
-        totals = self._ledgers.merged().balance()
-        plain = {**vars(totals), "dropped": dict(totals.dropped)}
-        atomic_write(self._run_directory.ledger_file, json.dumps(plain, indent=1).encode())
-
     def _on_exit(self, status: WorkerStatus) -> None:
         with ExitStack() as stack:
-            for end in (self._ranks, self._gang, self._metrics_writer, self._receiver, self._publisher):
+            for end in (self._ranks, self._gang, self._files, self._receiver, self._publisher):
                 if end is not None:
                     stack.callback(end.close)
             if self._gang is not None and status is not WorkerStatus.ERROR:
@@ -362,15 +342,15 @@ class TrainerWorker(Worker):
             self._report_ledger()
             return
         self._drop_rest()
-        assert self._checkpoint_writer is not None
+        assert self._files is not None
         is_well = status is not WorkerStatus.ERROR and not self._is_replaced(0.0)
         self._ledgers.take_last(self._gang.reports(_REPORT_TIMEOUT_S if is_well else 0.0))
         # what failed in mid-update must not become the newest checkpoint
         if is_well:
-            self._write_checkpoint(wait=True)
-        self._checkpoint_writer.close()
+            self._write_checkpoint(self._files, wait=True)
+        self._files.close_checkpoints()
         if not self._is_replaced(0.0):
-            self._write_ledger()
+            self._files.write_ledger(self._ledgers)
 
     def _is_replaced(self, max_age_s: float) -> bool:
         """Whether a newer epoch has begun; no, where the disk does not answer: nothing can be written then either."""
@@ -387,13 +367,13 @@ class TrainerWorker(Worker):
     def _metrics(self) -> dict[str, float | int | str]:
         if self._algorithm is None:
             return {}  # what a life before had reached is not known yet
-        metrics = self._progress.summary()
+        metrics = {**self._progress.summary(), **self._time_use.metrics()}
         metrics["policy_version"] = self._policy_version
         if self._ledgers is not None:
             produced, consumed, dropped = self._ledgers.counts()
             metrics["batches_produced"] = produced
             metrics["batches_consumed"] = consumed
             metrics["batches_dropped"] = dropped
-        if self._checkpoint_writer is not None and self._checkpoint_writer.last_path is not None:
-            metrics["checkpoint"] = str(self._checkpoint_writer.last_path)
+        if self._files is not None and self._files.newest_checkpoint is not None:
+            metrics["checkpoint"] = str(self._files.newest_checkpoint)
         return metrics

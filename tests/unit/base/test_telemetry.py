@@ -131,6 +131,38 @@ def test_tensorboard_gets_the_same_numbers_in_groups(tmp_path: Path):
     }
 
 
+def test_what_was_written_is_in_the_event_file_at_once(tmp_path: Path):
+    """A killed trainer loses nothing that its writer had taken."""
+    sink = telemetry._TensorBoard(tmp_path)
+    sink.write({"env_steps": 10, "entropy": 0.5})
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    assert event_values(path) == [(10, "train/entropy", 0.5)]
+    sink.close()
+
+
+def test_the_event_file_is_framed_as_tensorboard_expects(tmp_path: Path):
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.record_writer import masked_crc32c
+
+    write(tmp_path, {"env_steps": 7, "entropy": 0.5}, tensorboard=True)
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    content, events = path.read_bytes(), []
+    while content:
+        length, length_sum = struct.unpack_from("<QI", content)
+        (content_sum,) = struct.unpack_from("<I", content, 12 + length)
+        assert length_sum == masked_crc32c(content[:8])
+        assert content_sum == masked_crc32c(content[12 : 12 + length])
+        events.append(Event.FromString(content[12 : 12 + length]))
+        content = content[16 + length :]
+    first, start, row = events
+    assert first.file_version == "brain.Event:2"
+    assert (start.step, start.session_log.status) == (
+        7,
+        SessionLog.START,
+    )  # hides what came after step 7 before
+    assert row.step == 7 and row.wall_time >= first.wall_time > 0
+
+
 @pytest.fixture
 def root_logger() -> Iterator[logging.Logger]:
     root = logging.getLogger()

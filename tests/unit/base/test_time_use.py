@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hpc_marl.base import time_use
-from hpc_marl.base.time_use import TimeUse, seconds_by_activity
+from hpc_marl.base.time_use import CPU_METRIC, TimeUse, seconds_by_activity
 
 
 @pytest.fixture
@@ -38,6 +38,11 @@ def test_metrics_can_be_read_back_from_among_others(clock):
     clock[0] += 3
     metrics = {**used.metrics(), "train_time_s": 9.0, "rows": 1}
     assert seconds_by_activity(metrics) == {"wait_credit": 3.0, "env": 0.0}
+
+
+def test_metrics_say_how_much_cpu_the_process_has_used(clock):
+    metrics = TimeUse("env").metrics()
+    assert 0 < metrics[CPU_METRIC] <= TimeUse("env").metrics()[CPU_METRIC]
 
 
 def test_an_activity_that_was_not_named_is_refused(clock):
