@@ -22,6 +22,7 @@ import os
 import secrets
 import stat
 import struct
+import threading
 from dataclasses import dataclass
 
 import msgspec
@@ -34,6 +35,7 @@ _HEADER = struct.Struct("<8s16sQ")  # magic, token, payload size
 _HEADER_BYTES = 4096  # a page, so that the payload is page-aligned
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _MAX_LABEL_BYTES = 200  # the kernel's limit is 249
+_FENCE = threading.Lock()
 
 
 class SharedMemoryHandle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -189,6 +191,19 @@ class SharedMemory:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def fence() -> None:
+    """Keep what this thread reads and writes before apart from what it reads and writes after: a full memory barrier.
+
+    Python has none of its own, but a lock that is taken is an acquire and one that is given back a release. Nothing
+    before the first release moves behind the second acquire, which comes after it, and nothing after that moves before
+    it. About 0.2 us.
+    """
+    with _FENCE:
+        pass
+    with _FENCE:
+        pass
 
 
 def _descriptor_path(handle: SharedMemoryHandle) -> str:
