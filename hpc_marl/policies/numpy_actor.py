@@ -5,7 +5,6 @@ The maths is that of `hpc_marl.policies.actor_critic.ActorCritic`; a test holds 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_marl.errors import ConfigError, WorkerError
-from hpc_marl.policies.spec import MASKED_LOGIT, ActResult, PolicySpec, actor_shapes
+from hpc_marl.policies.act_rows import ActRows
+from hpc_marl.policies.numpy_pass import NumpyPass
+from hpc_marl.policies.numpy_weights import ActorWeights
+from hpc_marl.policies.spec import ActResult, PolicySpec, actor_shapes
 
 Array = NDArray[np.float32]
 
@@ -42,17 +44,8 @@ class NumpyActor:
     def __init__(self, spec: PolicySpec) -> None:
         self.spec = spec
         self.policy_version = -1
-        # kept as [in, out], which products of rows like better; logits are made as [A, rows], the other way round
-        shapes = actor_shapes(spec)
-        self._transposed = {name for name, shape in shapes.items() if len(shape) == 2}
-        if not spec.env.is_continuous:
-            self._transposed.remove("head.weight")
-        self._weights = {
-            name: np.zeros(shape[::-1] if name in self._transposed else shape, np.float32)
-            for name, shape in shapes.items()
-        }
-        self._first_bias: Array = np.zeros((spec.env.num_agents, spec.policy.hidden_sizes[0]), np.float32)
-        self._work: dict[int, dict[str, Array]] = {}
+        self._weights = ActorWeights(spec)
+        self._passes: dict[int, NumpyPass] = {}
 
     def load(self, weights: Mapping[str, NDArray[Any]], policy_version: int) -> None:
         """Copy new weights in.
@@ -65,16 +58,7 @@ class NumpyActor:
             ConfigError: names or shapes are those of another policy; the old weights stay.
         """
         check_weights(self.spec, weights)
-        for name, own in self._weights.items():
-            np.copyto(own, weights[name].T if name in self._transposed else weights[name])
-        if self.spec.memory_size:
-            # sigmoid(x) = tanh(x / 2) / 2 + 1/2 needs no guard against overflow; halving is exact
-            for name in ("weight_input", "weight_memory", "bias_input", "bias_memory"):
-                self._weights[f"gru.{name}"][..., : 2 * self.spec.memory_size] *= np.float32(0.5)
-        # a one-hot input picks one column of the first layer: a bias per agent says the same at no cost
-        self._first_bias[:] = self._weights["torso.0.bias"]
-        if self.spec.agent_id_size:
-            self._first_bias += self._weights["torso.0.weight"][self.spec.env.observation_size :]
+        self._weights.load(weights)
         self.policy_version = policy_version
 
     def act(
@@ -100,120 +84,38 @@ class NumpyActor:
         Raises:
             WorkerError: no weights were loaded yet.
         """
+        shape, env = observation.shape[:2], self.spec.env
+        rows = shape[0] * shape[1]
+        next_memory = None if memory is None else np.array(memory, np.float32)
+        actions = (env.action_size,) if env.is_continuous else ()
+        action = np.empty((*shape, *actions), np.float32 if actions else np.int32)
+        log_prob = np.empty(shape, np.float32)
+        flat = ActRows(
+            observation.reshape(rows, -1),
+            None if action_mask is None else action_mask.reshape(rows, -1),
+            None if next_memory is None else next_memory.reshape(rows, -1),
+            noise.reshape(rows, *actions),
+            action.reshape(rows, *actions),
+            log_prob.reshape(rows),
+        )
+        self.act_rows(flat, greedy)
+        return ActResult(action, log_prob, next_memory, self.policy_version)
+
+    def act_rows(self, rows: ActRows, greedy: bool = False) -> None:
+        """Choose actions and write them into `rows`: `act` without its allocations.
+
+        Raises:
+            WorkerError: no weights were loaded yet.
+        """
         if self.policy_version < 0:
             raise WorkerError("this policy has no weights yet; call load() before act()")
-        num_envs, num_agents = observation.shape[:2]
-        rows = num_envs * num_agents
-        work = self._work.get(rows)
-        if work is None:
-            work = self._allocate(rows)
-        features = self._torso(observation, work)
-        next_memory = None
-        if self.spec.memory_size:
-            assert memory is not None, "a recurrent policy needs memory"
-            features = self._gru(features, memory.reshape(rows, -1), work)
-            next_memory = features.reshape(memory.shape)
-        action: NDArray[Any]
-        if self.spec.env.is_continuous:
-            action, log_prob = self._continuous(features, noise, greedy, work)
-        else:
-            action, log_prob = self._discrete(features, action_mask, noise, greedy, work)
-        action = action.reshape(num_envs, num_agents, *action.shape[1:])
-        return ActResult(action, log_prob.reshape(num_envs, num_agents), next_memory, self.policy_version)
-
-    def _allocate(self, rows: int) -> dict[str, Array]:
-        if len(self._work) >= _MAX_BATCH_SIZES:
-            self._work.clear()
-        spec, sizes = self.spec, self.spec.policy.hidden_sizes
-        shapes = {f"torso.{index}": (rows, size) for index, size in enumerate(sizes)}
-        shapes["output"] = (rows, spec.output_size) if spec.env.is_continuous else (spec.output_size, rows)
-        if spec.memory_size:
-            shapes["gates"] = (rows, 3 * spec.memory_size)
-            shapes["memory_gates"] = (rows, 3 * spec.memory_size)
-        shapes["cdf"] = (spec.output_size, rows)
-        self._work[rows] = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
-        return self._work[rows]
-
-    def _torso(self, observation: Array, work: dict[str, Array]) -> Array:
-        size = self.spec.env.observation_size
-        features = observation.reshape(-1, size)
-        for index in range(len(self.spec.policy.hidden_sizes)):
-            out, weight = work[f"torso.{index}"], self._weights[f"torso.{index}.weight"]
-            if index == 0:
-                np.matmul(features, weight[:size], out=out)
-                by_agent = out.reshape(-1, *self._first_bias.shape)
-                by_agent += self._first_bias
-            else:
-                np.matmul(features, weight, out=out)
-                out += self._weights[f"torso.{index}.bias"]
-            if self.spec.policy.activation == "tanh":
-                np.tanh(out, out=out)
-            else:
-                np.maximum(out, 0.0, out=out)
-            features = out
-        return features
-
-    def _gru(self, features: Array, memory: Array, work: dict[str, Array]) -> Array:
-        weights, gates, memory_gates = self._weights, work["gates"], work["memory_gates"]
-        np.matmul(features, weights["gru.weight_input"], out=gates)
-        gates += weights["gru.bias_input"]
-        np.matmul(memory, weights["gru.weight_memory"], out=memory_gates)
-        memory_gates += weights["gru.bias_memory"]
-        size = self.spec.memory_size
-        reset_update, candidate = gates[:, : 2 * size], gates[:, 2 * size :]
-        reset_update += memory_gates[:, : 2 * size]
-        np.tanh(reset_update, out=reset_update)
-        reset_update *= 0.5
-        reset_update += 0.5
-        reset, update = reset_update[:, :size], reset_update[:, size:]
-        reset *= memory_gates[:, 2 * size :]
-        candidate += reset
-        np.tanh(candidate, out=candidate)
-        next_memory = memory - candidate
-        next_memory *= update
-        next_memory += candidate
-        return next_memory
-
-    def _discrete(
-        self,
-        features: Array,
-        action_mask: NDArray[np.bool_] | None,
-        noise: Array,
-        greedy: bool,
-        work: dict[str, Array],
-    ) -> tuple[NDArray[np.int32], Array]:
-        # [A, rows]: reductions over few actions are fast along the first axis only
-        logits, cdf = work["output"], work["cdf"]
-        np.matmul(self._weights["head.weight"], features.T, out=logits)
-        logits += self._weights["head.bias"][:, None]
-        if action_mask is not None:
-            np.copyto(logits, MASKED_LOGIT, where=~action_mask.reshape(logits.shape[1], -1).T)
-        # the ufuncs' own reductions skip a few microseconds of wrapper each
-        logits -= np.maximum.reduce(logits, axis=0)
-        np.exp(logits, out=cdf)
-        np.add.accumulate(cdf, axis=0, out=cdf)
-        total = cdf[-1]
-        if greedy:
-            action = logits.argmax(axis=0).astype(np.int32)
-        else:
-            # u <= 1 - 2^-24, the largest float32 below 1: u * total < total even when rounded, so that no
-            # action past the last one that is allowed can be drawn
-            action = np.add.reduce(cdf <= noise.reshape(-1) * total, axis=0, dtype=np.int32)
-        return action, logits[action, np.arange(action.size)] - np.log(total)
-
-    def _continuous(
-        self, features: Array, noise: Array, greedy: bool, work: dict[str, Array]
-    ) -> tuple[Array, Array]:
-        mean, log_std = work["output"], self._weights["log_std"]
-        np.matmul(features, self._weights["head.weight"], out=mean)
-        mean += self._weights["head.bias"]
-        constant = -log_std.sum() - np.float32(0.5 * math.log(2 * math.pi) * log_std.size)
-        if greedy:
-            return mean.copy(), np.full(mean.shape[0], constant, np.float32)
-        normal = noise.reshape(mean.shape)
-        action = normal * np.exp(log_std)
-        action += mean
-        return action, np.float32(-0.5) * np.einsum("ij,ij->i", normal, normal) + constant
+        number = len(rows.log_prob)
+        forward = self._passes.get(number)
+        if forward is None:
+            if len(self._passes) >= _MAX_BATCH_SIZES:
+                self._passes.clear()
+            forward = self._passes[number] = NumpyPass(self.spec, self._weights, number)
+        forward.act(rows, greedy)
 
 
 def check_weights(spec: PolicySpec, weights: Mapping[str, NDArray[Any]]) -> None:

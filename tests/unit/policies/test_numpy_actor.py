@@ -12,6 +12,7 @@ import torch
 import hpc_marl.policies
 from hpc_marl.errors import ConfigError, WorkerError
 from hpc_marl.policies import ActorCritic, NumpyActor, TorchActor, actor_shapes, make_noise
+from hpc_marl.policies.act_rows import ActRows
 from tests.unit.policies.small_policies import KINDS, make_inputs, make_model, make_spec
 
 
@@ -165,3 +166,54 @@ def test_acting_in_numpy_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     with pytest.raises(AttributeError, match="Actress"):
         _ = hpc_marl.policies.Actress
+
+
+@pytest.mark.parametrize(("recurrent", "actions", "agent_id"), KINDS)
+def test_acting_in_place_gives_the_same_numbers(recurrent, actions, agent_id):
+    spec = make_spec(recurrent, actions, agent_id)
+    _, actor, _ = load_both(spec)
+    observation, mask, memory, noise = make_inputs(spec, 7)
+    expected = actor.act(observation, mask, memory, noise)
+    rows = 7 * 3
+    written = ActRows(
+        observation.reshape(rows, -1),
+        None if mask is None else mask.reshape(rows, -1),
+        None if memory is None else memory.reshape(rows, -1),
+        noise.reshape(rows, -1) if spec.env.is_continuous else noise.reshape(rows),
+        np.zeros_like(expected.action).reshape(rows, *expected.action.shape[2:]),
+        np.zeros(rows, np.float32),
+    )
+    actor.act_rows(written)
+    assert np.array_equal(written.action.reshape(expected.action.shape), expected.action)
+    assert np.array_equal(written.log_prob.reshape(7, 3), expected.log_prob)
+    if memory is not None:
+        assert np.array_equal(written.memory.reshape(memory.shape), expected.memory)
+
+
+@pytest.mark.parametrize("num_actions", [1, 2, 3, 11])
+@pytest.mark.parametrize("size", [1.0, 20.0, 300.0])
+def test_logits_of_every_size_and_number_give_the_probabilities_of_torch(num_actions, size):
+    """Small ones need no guard against overflow, large ones do; few and many actions are summed in different ways."""
+    spec = make_spec(num_actions=num_actions)
+    weights = make_model(spec).actor_weights()
+    weights["head.weight"] *= size
+    inputs = make_inputs(spec, 100)
+    actors = NumpyActor(spec), TorchActor(spec)
+    for actor in actors:
+        actor.load(weights, 1)
+    ours, theirs = (actor.act(*inputs) for actor in actors)
+    assert np.array_equal(ours.action, theirs.action)
+    np.testing.assert_allclose(ours.log_prob, theirs.log_prob, rtol=1e-5, atol=4e-6 * max(size, 1))
+
+
+def test_new_weights_are_used_by_every_batch_size():
+    spec = make_spec("gru", "continuous")
+    fresh, actor = NumpyActor(spec), NumpyActor(spec)
+    for seed in (1, 2):
+        actor.load(make_model(spec, seed).actor_weights(), seed)
+        for num_envs in (2, 5):
+            actor.act(*make_inputs(spec, num_envs))
+    fresh.load(make_model(spec, 2).actor_weights(), 2)
+    for num_envs in (2, 5):
+        one, two = (each.act(*make_inputs(spec, num_envs)) for each in (actor, fresh))
+        assert all(np.array_equal(*pair) for pair in zip(one[:3], two[:3], strict=True))
