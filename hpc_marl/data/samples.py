@@ -28,8 +28,8 @@ _ALIGNMENT = 64  # bytes; a cache line, so that no two fields share one
 class SampleBatch:
     """Views of one batch's arrays; None where the environment or the policy has no such thing."""
 
-    observation: NDArray[np.float32]
-    """[T+1, E, N, D]."""
+    observation: NDArray[Any]
+    """[T+1, E, N, D] float32, or uint8 where the agents see images."""
     state: NDArray[np.float32] | None
     """[T+1, E, S] global state."""
     action_mask: NDArray[np.bool_] | None
@@ -96,7 +96,7 @@ class SampleLayout:
         if spec.is_continuous:
             action = ((t, e, n, spec.action_size), np.float32)
         shapes: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
-            "observation": ((t + 1, e, n, spec.observation_size), np.float32),
+            "observation": ((t + 1, e, n, spec.observation_size), spec.observation_dtype),
             "alive": ((t + 1, e, n), np.bool_),
             "is_first": ((t + 1, e), np.bool_),
             "action": action,

@@ -31,8 +31,8 @@ MultiAgentStep: TypeAlias = "tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]"
 class EnvArrays:
     """What the agents see: written by `reset` and `step`, owned by the caller."""
 
-    observation: NDArray[np.float32]
-    """[E, N, D] zeros for agents whose episode ended before the newest step."""
+    observation: NDArray[Any]
+    """[E, N, D] float32, or uint8 for images; zeros for agents whose episode ended before the newest step."""
     state: NDArray[np.float32] | None
     """[E, S] global state; None where the environment has none."""
     action_mask: NDArray[np.bool_] | None
@@ -47,7 +47,7 @@ class EnvArrays:
         """Return zeroed arrays for `num_envs` environments."""
         e, n = num_envs, spec.num_agents
         return cls(
-            observation=np.zeros((e, n, spec.observation_size), np.float32),
+            observation=np.zeros((e, n, spec.observation_size), spec.observation_dtype),
             state=np.zeros((e, spec.state_size), np.float32) if spec.state_size else None,
             action_mask=np.zeros((e, n, spec.num_actions), np.bool_) if spec.has_action_mask else None,
             alive=np.zeros((e, n), np.bool_),
@@ -118,8 +118,8 @@ class MultiAgentEnv(ABC):
     """One environment of N agents, as its author writes it; `LoopedEnv` makes a BatchedEnv of several.
 
     Set `spec` in `__init__`, then write `reset` and `step`. Where spec has a state_size or an action mask,
-    also `state` or `action_mask`. Agents may end their episodes one by one; when the last one has, or at the
-    time limit, `reset` is called.
+    also `state` or `action_mask`. Where it has an image_shape, observations are images flattened to rows of bytes.
+    Agents may end their episodes one by one; when the last one has, or at the time limit, `reset` is called.
 
     >>> class Countdown(MultiAgentEnv):
     ...     '''Two agents see how many steps are left.'''

@@ -25,8 +25,11 @@ _AFTER_STEP = ("observation", "state", "action_mask", "alive", "is_first")
 _STEP_RESULTS = ("reward", "terminated", "truncated")
 _WRITTEN = _AFTER_STEP + _STEP_RESULTS
 _LONGEST_DEFAULT = 2000
+_UNWRITTEN = "is not written: it holds what it held before the call"
 # Garbage that no environment writes by itself: a NaN with a payload, a byte that is neither False nor True.
 _UNWRITTEN_BITS = {np.dtype(np.float32): np.uint32(0x7FC0BEEF), np.dtype(np.bool_): np.uint8(0xA5)}
+_UNWRITTEN_PIXELS = (np.uint8(0xA5), np.uint8(0x5A))
+"""A pixel may be any byte, so each instance has garbage of its own: where both keep it, neither wrote."""
 
 
 def check_env(
@@ -98,7 +101,8 @@ def _play(env: BatchedEnv, layout: SampleLayout, seed: int, is_elsewhere: bool) 
     batch, kept = layout.allocate(), layout.allocate()
     for name in _WRITTEN:
         if (array := getattr(batch, name)) is not None:
-            _bits(array).fill(_UNWRITTEN_BITS[array.dtype])
+            is_image = array.dtype == np.uint8
+            _bits(array).fill(_UNWRITTEN_PIXELS[is_elsewhere] if is_image else _UNWRITTEN_BITS[array.dtype])
     rng = np.random.default_rng(seed)
     env.reset(range(seed, seed + layout.num_envs), _env_arrays(batch, 0))
     _keep(batch, kept, _AFTER_STEP, 0)
@@ -124,13 +128,14 @@ def _keep(batch: SampleBatch, kept: SampleBatch, names: tuple[str, ...], t: int)
     """Copy what the call just wrote, after checking that it did."""
     for name in names:
         if (array := getattr(batch, name)) is not None:
-            written = _bits(array[t]) != _UNWRITTEN_BITS[array.dtype]
-            _require(written, f"{name} is not written: it holds what it held before the call", t)
+            if array.dtype != np.uint8:
+                written = _bits(array[t]) != _UNWRITTEN_BITS[array.dtype]
+                _require(written, f"{name} {_UNWRITTEN}", t)
             getattr(kept, name)[t] = array[t]
 
 
 def _bits(array: NDArray[Any]) -> NDArray[Any]:
-    bits: NDArray[Any] = array.view(_UNWRITTEN_BITS[array.dtype].dtype)
+    bits: NDArray[Any] = array.view(np.uint32 if array.dtype == np.float32 else np.uint8)
     return bits
 
 
@@ -252,6 +257,9 @@ def _require_equal(left: SampleBatch, right: SampleBatch) -> None:
     for name in _WRITTEN:
         one, other = getattr(left, name), getattr(right, name)
         if one is not None:
+            if one.dtype == np.uint8:
+                unwritten = (one == _UNWRITTEN_PIXELS[0]) & (other == _UNWRITTEN_PIXELS[1])
+                _require(~unwritten, f"{name} {_UNWRITTEN}")
             _require(
                 _bits(one) == _bits(other),
                 f"{name} differs between two instances with equal seeds and actions, apart from actions of "

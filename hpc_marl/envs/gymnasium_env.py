@@ -39,6 +39,7 @@ class GymnasiumEnv(MultiAgentEnv):
         self.spec = EnvSpec(
             agent_names=("agent",),
             observation_size=self._rows.observation_size,
+            image_shape=self._rows.image_shape,
             num_actions=self._rows.num_actions,
             action_size=self._rows.action_size,
             has_action_mask=bool(self._rows.num_actions)
@@ -115,6 +116,7 @@ class GymnasiumMultiAgentEnv(MultiAgentEnv):
         self.spec = EnvSpec(
             agent_names=names,
             observation_size=self._rows.observation_size,
+            image_shape=self._rows.image_shape,
             num_actions=self._rows.num_actions,
             action_size=self._rows.action_size,
             has_action_mask=bool(self._rows.num_actions) and masks,

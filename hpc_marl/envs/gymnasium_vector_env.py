@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hpc_marl.data.spaces import EnvSpec
 from hpc_marl.envs.api import BatchedEnv, EnvArrays, StepArrays
-from hpc_marl.envs.gym_spaces import ActionCodec
+from hpc_marl.envs.gym_spaces import ActionCodec, ObservationCodec
 from hpc_marl.errors import EnvContractError
 
 
@@ -44,10 +44,12 @@ class GymnasiumVectorEnv(BatchedEnv):
             )
         self._env = env
         self._action = ActionCodec.of(env.single_action_space, name)
+        self._codec = ObservationCodec.of(observation, name)
         self.num_envs = env.num_envs
         self.spec = EnvSpec(
             agent_names=("agent",),
-            observation_size=int(np.prod(observation.shape)),
+            observation_size=self._codec.size,
+            image_shape=self._codec.image_shape,
             num_actions=self._action.num_actions,
             action_size=self._action.action_size,
             episode_limit=_episode_limit(env),
@@ -63,14 +65,14 @@ class GymnasiumVectorEnv(BatchedEnv):
             seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
         observation, _ = self._env.reset(seed=seed)
         self._over.fill(False)
-        out.observation[:, 0] = observation.reshape(self.num_envs, -1)
+        self._show(observation, out)
         out.alive.fill(True)
         out.is_first.fill(True)
 
     def step(self, action: NDArray[Any], result: StepArrays, out: EnvArrays) -> None:
         """Step every environment, or reset it where its episode is over."""
         observation, reward, terminated, truncated, _ = self._env.step(self._decoded(action[:, 0]))
-        out.observation[:, 0] = observation.reshape(self.num_envs, -1)
+        self._show(observation, out)
         result.reward[:, 0] = reward
         result.terminated[:, 0] = terminated
         np.logical_and(truncated, ~terminated, out=result.truncated[:, 0])
@@ -81,6 +83,11 @@ class GymnasiumVectorEnv(BatchedEnv):
     def close(self) -> None:
         """Close the environment."""
         self._env.close()
+
+    def _show(self, observation: NDArray[Any], out: EnvArrays) -> None:
+        if self._codec.channels_last:
+            observation = np.moveaxis(observation, -1, 1)
+        out.observation[:, 0] = observation.reshape(self.num_envs, -1)
 
     def _decoded(self, action: NDArray[Any]) -> NDArray[Any]:
         codec = self._action

@@ -55,6 +55,7 @@ class PettingZooEnv(MultiAgentEnv):
         self.spec = EnvSpec(
             agent_names=names,
             observation_size=self._rows.observation_size,
+            image_shape=self._rows.image_shape,
             state_size=0 if state is None else state.size,
             num_actions=self._rows.num_actions,
             action_size=self._rows.action_size,

@@ -1,4 +1,4 @@
-"""Small, fast environments for tests: one whose every number is known, one that is learned in seconds."""
+"""Small, fast environments for tests: one whose every number is known, two that are learned in seconds."""
 
 from __future__ import annotations
 
@@ -167,3 +167,54 @@ class MatrixGame(MultiAgentEnv):
         """Pay both agents."""
         self._left -= 1
         return self._observation, self._payoff[action[0], action[1]], self._left == 0, False
+
+
+class BrightSide(MultiAgentEnv):
+    """Every agent sees a dark image, one side of which is bright; 1 is paid for naming that side: 0 left, 1 right.
+
+    The brightness of each pixel is random, so that neither a single pixel nor the sum of all tells. The best return of
+    each agent is `episode_length`, a random one half of it.
+    """
+
+    def __init__(self, num_agents: int = 1, side: int = 12, episode_length: int = 8) -> None:
+        """Choose the sizes.
+
+        Args:
+            num_agents: N.
+            side: height and width of the images, in pixels.
+            episode_length: steps of an episode.
+        """
+        self.spec = EnvSpec(
+            agent_names=tuple(f"viewer_{n}" for n in range(num_agents)),
+            observation_size=side * side,
+            image_shape=(1, side, side),
+            num_actions=2,
+            episode_limit=episode_length,
+        )
+        self._side = side
+        self._episode_length = episode_length
+        self._rng = np.random.default_rng(0)
+        self._left = 0
+        self._answer = np.zeros(num_agents, np.int64)
+
+    def reset(self, seed: int | None = None) -> ArrayLike:
+        """Begin an episode."""
+        if seed is not None:
+            self._rng = np.random.default_rng(seed)
+        self._left = self._episode_length
+        return self._draw()
+
+    def step(self, action: NDArray[Any]) -> MultiAgentStep:
+        """Pay who was right, and show the next image."""
+        self._left -= 1
+        reward = (action == self._answer).astype(np.float32)
+        return self._draw(), reward, self._left == 0, False
+
+    def _draw(self) -> NDArray[np.uint8]:
+        agents, side = len(self._answer), self._side
+        self._answer = self._rng.integers(2, size=agents)
+        images = self._rng.integers(0, 100, (agents, side, side), np.uint8)
+        for image, is_right in zip(images, self._answer, strict=True):
+            half = image[:, side // 2 :] if is_right else image[:, : side // 2]
+            half += self._rng.integers(60, 156, dtype=np.uint8)
+        return images.reshape(agents, -1)

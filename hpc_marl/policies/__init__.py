@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from hpc_marl.policies.making import PolicyActor, make_actor
 from hpc_marl.policies.numpy_actor import NumpyActor
 from hpc_marl.policies.spec import ActResult, PolicySpec, actor_shapes, make_noise
 
@@ -12,7 +13,17 @@ if TYPE_CHECKING:
     from hpc_marl.policies.actor_critic import ActorCritic
     from hpc_marl.policies.torch_actor import TorchActor
 
-__all__ = ["ActResult", "ActorCritic", "NumpyActor", "PolicySpec", "TorchActor", "actor_shapes", "make_noise"]
+__all__ = [
+    "ActResult",
+    "ActorCritic",
+    "NumpyActor",
+    "PolicyActor",
+    "PolicySpec",
+    "TorchActor",
+    "actor_shapes",
+    "make_actor",
+    "make_noise",
+]
 
 _NEEDS_TORCH = {"ActorCritic": "actor_critic", "TorchActor": "torch_actor"}
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hpc_marl.policies.distributions import categorical, gaussian, mask_logits
-from hpc_marl.policies.networks import ActorNetwork, CriticNetwork
+from hpc_marl.policies.networks import ActorNetwork, CriticNetwork, with_agent_id
 from hpc_marl.policies.spec import PolicySpec
 
 
@@ -23,9 +23,9 @@ class NetworkInputs:
     """
 
     own: Tensor
-    """[..., N, own_input_size] observation and agent id."""
+    """[..., N, own_input_size] observation and agent id; of images [..., N, D] the uint8 pixels alone."""
     state: Tensor | None = None
-    """[..., S] global part of a central critic's input."""
+    """[..., S] global part of a central critic's input, where it can be told from what agents see."""
     present: Tensor | None = None
     """[..., N] float32 0 where the agent is dead, else 1; None where all are there."""
     action_mask: Tensor | None = None
@@ -77,16 +77,17 @@ class ActorCritic(nn.Module):
             memory: [B, N, H].
             is_first: [B, L].
         """
+        spec = self.spec
         if absent is not None:
-            observation = observation.masked_fill(absent.unsqueeze(-1), 0.0)
-        own = observation
-        if self.spec.agent_id_size:
-            one_hot = torch.eye(self.spec.agent_id_size, dtype=own.dtype, device=own.device)
-            own = torch.cat([own, one_hot.expand(*own.shape[:-1], -1)], dim=-1)
+            observation = observation.masked_fill(absent.unsqueeze(-1), 0)
+        has_images = spec.env.has_images
+        own = observation if has_images else with_agent_id(observation, spec.agent_id_size)
         joint = None
-        if self.spec.state_input_size:
-            joint = state if self.spec.env.state_size else observation.flatten(-2)
-        present = None if absent is None or joint is None else (~absent).to(own.dtype)
+        if spec.state_input_size and spec.env.state_size:
+            joint = state
+        elif spec.state_input_size and not has_images:
+            joint = observation.flatten(-2)
+        present = None if absent is None or not spec.state_input_size else (~absent).to(torch.float32)
         return NetworkInputs(own, joint, present, action_mask, memory, is_first)
 
     def core(self, inputs: NetworkInputs) -> tuple[Tensor, Tensor | None]:
@@ -97,6 +98,25 @@ class ActorCritic(nn.Module):
         assert inputs.memory is not None, "a recurrent policy needs memory"
         memory: Tensor = self.actor.gru(features, inputs.memory, inputs.is_first)
         return memory, memory
+
+    def value(self, inputs: NetworkInputs, features: Tensor | None, memory: Tensor | None) -> Tensor:
+        """Return values [..., N].
+
+        Args:
+            inputs: as `inputs` assembles them.
+            features: of `core`; needed for images only.
+            memory: of `core`, where recurrent.
+        """
+        state, present = inputs.state, inputs.present
+        if not self.spec.env.has_images:
+            value: Tensor = self.critic(inputs.own, state, present, memory)
+            return value
+        assert features is not None, "actor and critic share what images show"
+        if self.spec.state_input_size and state is None:
+            seen = features if present is None else features * present.unsqueeze(-1)
+            state = seen.flatten(-2)
+        value = self.critic(features, state, present, None)
+        return value
 
     def policy_output(self, features: Tensor, action_mask: Tensor | None) -> Tensor:
         """Return masked logits or means [..., N, A]."""
@@ -119,13 +139,13 @@ class ActorCritic(nn.Module):
         features, memory = self.core(inputs)
         output = self.policy_output(features, inputs.action_mask)
         log_prob, entropy = self.log_prob_entropy(output, action)
-        return log_prob, entropy, self.critic(inputs.own, inputs.state, inputs.present, memory)
+        return log_prob, entropy, self.value(inputs, features, memory)
 
     def values(self, inputs: NetworkInputs) -> tuple[Tensor, Tensor | None]:
         """Return values [..., N] and, where recurrent, the memory after the last step [B, N, H]."""
-        memory = self.core(inputs)[1] if self.actor.gru is not None else None
-        value: Tensor = self.critic(inputs.own, inputs.state, inputs.present, memory)
-        return value, None if memory is None else memory[:, -1]
+        needs_core = self.spec.memory_size or self.spec.env.has_images
+        features, memory = self.core(inputs) if needs_core else (None, None)
+        return self.value(inputs, features, memory), None if memory is None else memory[:, -1]
 
     def actor_weights(self) -> dict[str, NDArray[np.float32]]:
         """Return copies of the actor's weights, as `NumpyActor.load` takes them."""

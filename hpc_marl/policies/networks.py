@@ -6,6 +6,12 @@
 
 Without a GRU actor and critic share nothing but the input. With one the critic also reads the GRU's output,
 so that one memory serves both, as in IMPALA (Espeholt et al. 2018).
+
+    image ──► convolutions ++ agent id ──► torso ──► [GRU] ─┬─► head ──► logits | means
+                         [global state | all agents' torsos] ┴─► [hidden layers] ──► head ──► value
+
+Images are convolved once: actor and critic share all that comes before the heads, as is usual for PPO on
+Atari (Schulman et al. 2017).
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpc_marl.policies.convolutions import Convolutions
 from hpc_marl.policies.spec import PolicySpec
 
 _SQRT2 = math.sqrt(2.0)
@@ -35,6 +42,14 @@ def linear(in_size: int, out_size: int, gain: float, generator: torch.Generator)
     layer.weight.data.copy_(orthogonal(out_size, in_size, gain, generator))
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def with_agent_id(observed: Tensor, size: int) -> Tensor:
+    """Return `observed` [..., N, F] with a one-hot id of the agent behind it, where `size` is N; 0: as it is."""
+    if not size:
+        return observed
+    one_hot = torch.eye(size, dtype=observed.dtype, device=observed.device)
+    return torch.cat([observed, one_hot.expand(*observed.shape[:-1], -1)], dim=-1)
 
 
 def _hidden_layers(sizes: Sequence[int], generator: torch.Generator) -> nn.ModuleList:
@@ -90,6 +105,8 @@ class ActorNetwork(nn.Module):
         super().__init__()
         sizes = (spec.own_input_size, *spec.policy.hidden_sizes)
         self.activation = _ACTIVATIONS[spec.policy.activation]
+        self.convolutions = Convolutions(spec, generator) if spec.env.has_images else None
+        self.agent_id_size = spec.agent_id_size
         self.torso = _hidden_layers(sizes, generator)
         self.gru = Gru(sizes[-1], spec.memory_size, generator) if spec.memory_size else None
         self.head = linear(spec.memory_size or sizes[-1], spec.output_size, 0.01, generator)
@@ -98,19 +115,29 @@ class ActorNetwork(nn.Module):
             self.log_std = nn.Parameter(torch.full((spec.env.action_size,), spec.policy.initial_log_std))
 
     def features(self, own: Tensor) -> Tensor:
-        """Return the torso's output [..., N, F] for `own` [..., N, own_input_size]."""
+        """Return the torso's output [..., N, F] for `own`, as `NetworkInputs` has it."""
+        if self.convolutions is not None:
+            own = with_agent_id(self.convolutions(own), self.agent_id_size)
         for layer in self.torso:
             own = self.activation(layer(own))
         return own
 
 
 class CriticNetwork(nn.Module):
-    """Own input, global state and recurrent memory to one value per agent."""
+    """Own input, global state and recurrent memory to one value per agent.
+
+    Of images the own input is the torso's output, which includes the memory.
+    """
 
     def __init__(self, spec: PolicySpec, generator: torch.Generator) -> None:
         super().__init__()
-        own, state, memory = spec.own_input_size, spec.state_input_size, spec.memory_size
+        own, state = spec.critic_own_size, spec.state_input_size
+        memory = 0 if spec.env.has_images else spec.memory_size
         sizes = spec.policy.critic_hidden_sizes
+        self.is_linear = not sizes
+        if self.is_linear:
+            self.head = linear(own + state, 1, 1.0, generator)
+            return
         self.activation = _ACTIVATIONS[spec.policy.activation]
         # one layer over [own, state, memory], in blocks: the state's share is computed once for all N agents
         first = orthogonal(sizes[0], own + state + memory, _SQRT2, generator)
@@ -127,11 +154,13 @@ class CriticNetwork(nn.Module):
         """Return values [..., N], normalised where the algorithm normalises.
 
         Args:
-            own: [..., N, own_input_size].
+            own: [..., N, critic_own_size].
             state: [..., S] global state, for a central critic.
             present: [..., N] 0 where the state must not be seen (dead agents), else 1; None: 1 everywhere.
             memory: [..., N, H] the GRU's output, where there is one.
         """
+        if self.is_linear:
+            return self._linear(own, state, present)
         hidden = functional.linear(own, self.own_weight, self.first_bias)
         if self.state_weight is not None:
             assert state is not None, "a central critic needs the global state"
@@ -144,4 +173,14 @@ class CriticNetwork(nn.Module):
         for layer in self.hidden:
             hidden = self.activation(layer(hidden))
         values: Tensor = self.head(hidden).squeeze(-1)
+        return values
+
+    def _linear(self, own: Tensor, state: Tensor | None, present: Tensor | None) -> Tensor:
+        size = own.shape[-1]
+        own_weight, state_weight = self.head.weight[:, :size], self.head.weight[:, size:]
+        values = functional.linear(own, own_weight, self.head.bias).squeeze(-1)
+        if state_weight.shape[1]:
+            assert state is not None, "a central critic needs the global state"
+            shared = functional.linear(state, state_weight)
+            values = values + (shared if present is None else shared * present)
         return values

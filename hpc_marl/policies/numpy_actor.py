@@ -42,6 +42,8 @@ class NumpyActor:
     """
 
     def __init__(self, spec: PolicySpec) -> None:
+        if spec.env.has_images:
+            raise ConfigError("NumpyActor has no convolutions; a TorchActor acts on images, see make_actor")
         self.spec = spec
         self.policy_version = -1
         self._weights = ActorWeights(spec)

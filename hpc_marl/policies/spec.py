@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 
 from hpc_marl.config.policy import PolicyConfig
 from hpc_marl.data.spaces import EnvSpec
+from hpc_marl.errors import ConfigError
 
 MASKED_LOGIT = -1e9
 """Logit of a forbidden action: finite, so that 0 * log(0) is 0 and gradients stay numbers."""
@@ -36,6 +39,16 @@ class PolicySpec:
     policy: PolicyConfig
     critic: Literal["local", "central"] = "local"
 
+    def __post_init__(self) -> None:
+        """Check that the networks can read what the environment shows."""
+        if self.env.has_images:
+            conv_sizes(self.env, self.policy)
+        elif self.policy.conv_channels:
+            raise ConfigError(
+                f"policy.conv_channels={list(self.policy.conv_channels)}: this environment's agents see vectors of "
+                f"{self.env.observation_size} numbers and no images; use policy=mlp or policy=gru"
+            )
+
     @property
     def agent_id_size(self) -> int:
         """Width of the one-hot agent id behind every observation: N, or 0 where it would say nothing."""
@@ -43,20 +56,34 @@ class PolicySpec:
 
     @property
     def own_input_size(self) -> int:
-        """Width of what an agent's networks see of the agent itself: its observation and its id."""
-        return self.env.observation_size + self.agent_id_size
+        """Width of what hidden layers see of the agent itself: its observation (or convolved image) and id."""
+        observed = self.env.observation_size
+        if self.env.has_images:
+            observed = math.prod(conv_sizes(self.env, self.policy)[-1])
+        return observed + self.agent_id_size
+
+    @property
+    def feature_size(self) -> int:
+        """Width of what the actor's head reads: the recurrent memory, or the last hidden layer."""
+        return self.memory_size or self.policy.hidden_sizes[-1]
+
+    @property
+    def critic_own_size(self) -> int:
+        """Width of what the critic sees of the agent itself; of images the features that it shares with the actor."""
+        return self.feature_size if self.env.has_images else self.own_input_size
 
     @property
     def state_input_size(self) -> int:
-        """Width of the critic's global input: the state, else all observations; 0 for a local critic."""
+        """Width of the critic's global input: the state, else what all agents see; 0 for a local critic."""
         if self.critic == "local":
             return 0
-        return self.env.state_size or self.env.num_agents * self.env.observation_size
+        seen = self.feature_size if self.env.has_images else self.env.observation_size
+        return self.env.state_size or self.env.num_agents * seen
 
     @property
     def critic_input_size(self) -> int:
         """Width of all that the critic sees, the recurrent memory left aside."""
-        return self.state_input_size + self.own_input_size
+        return self.state_input_size + self.critic_own_size
 
     @property
     def memory_size(self) -> int:
@@ -69,10 +96,48 @@ class PolicySpec:
         return self.env.action_size if self.env.is_continuous else self.env.num_actions
 
 
+def conv_sizes(env: EnvSpec, policy: PolicyConfig) -> list[tuple[int, int, int]]:
+    """Return [C, H, W] of an image and of what each convolution makes of it.
+
+    Raises:
+        ConfigError: the policy has no convolutions, or the image is too small for them.
+
+    >>> conv = PolicyConfig(conv_channels=(32, 64, 64), conv_kernels=(8, 4, 3), conv_strides=(4, 2, 1))
+    >>> conv_sizes(EnvSpec(observation_size=4 * 84 * 84, image_shape=(4, 84, 84), num_actions=6), conv)
+    [(4, 84, 84), (32, 20, 20), (64, 9, 9), (64, 7, 7)]
+    """
+    channels, height, width = env.image_shape
+    if not policy.conv_channels:
+        raise ConfigError(
+            f"this environment's agents see images of {channels}x{height}x{width} pixels, and this policy has no "
+            "convolutions; use policy=nature_cnn (or flatten them: gymnasium.wrappers.FlattenObservation)"
+        )
+    sizes = [(channels, height, width)]
+    for filters, kernel, stride in zip(
+        policy.conv_channels, policy.conv_kernels, policy.conv_strides, strict=True
+    ):
+        height, width = ((side - kernel) // stride + 1 for side in (height, width))
+        if min(height, width) < 1:
+            raise ConfigError(
+                f"images of {'x'.join(map(str, env.image_shape))} pixels are too small for convolutions with "
+                f"policy.conv_kernels={list(policy.conv_kernels)} and policy.conv_strides={list(policy.conv_strides)}; "
+                "use fewer or smaller ones, as in policy.conv_channels=[16,32] policy.conv_kernels=[3,3] "
+                "policy.conv_strides=[2,1]"
+            )
+        sizes.append((filters, height, width))
+    return sizes
+
+
 def actor_shapes(spec: PolicySpec) -> dict[str, tuple[int, ...]]:
     """Return names and shapes of the actor's weights, as in the torch module's state_dict."""
     shapes: dict[str, tuple[int, ...]] = {}
     width = spec.own_input_size
+    if spec.env.has_images:
+        sizes = conv_sizes(spec.env, spec.policy)
+        for index, (before, after) in enumerate(itertools.pairwise(sizes)):
+            kernel = spec.policy.conv_kernels[index]
+            shapes[f"convolutions.{index}.weight"] = (after[0], before[0], kernel, kernel)
+            shapes[f"convolutions.{index}.bias"] = (after[0],)
     if spec.env.is_continuous:
         shapes["log_std"] = (spec.env.action_size,)
     for index, size in enumerate(spec.policy.hidden_sizes):

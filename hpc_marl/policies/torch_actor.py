@@ -1,4 +1,4 @@
-"""The actor's forward pass in torch: for large networks and GPUs; `NumpyActor`'s interface."""
+"""The actor's forward pass in torch: for images, large networks and GPUs; `NumpyActor`'s interface."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from hpc_marl.errors import WorkerError
+from hpc_marl.policies.act_rows import ActRows
 from hpc_marl.policies.actor_critic import ActorCritic
 from hpc_marl.policies.numpy_actor import check_weights
 from hpc_marl.policies.spec import ActResult, PolicySpec
@@ -38,10 +39,30 @@ class TorchActor:
             own.copy_(torch.from_numpy(np.array(weights[name], np.float32)))
         self.policy_version = policy_version
 
+    def act_rows(self, rows: ActRows, greedy: bool = False) -> None:
+        """Choose actions and write them into `rows`; see `NumpyActor.act_rows`."""
+        agents, env = self.spec.env.num_agents, self.spec.env
+
+        def by_agent(array: NDArray[Any] | None) -> Any:
+            return None if array is None else array.reshape(-1, agents, *array.shape[1:])
+
+        noise = by_agent(rows.noise)
+        result = self.act(
+            by_agent(rows.observation),
+            by_agent(rows.action_mask),
+            by_agent(rows.memory),
+            noise if env.is_continuous else noise[..., None],
+            greedy,
+        )
+        rows.action[...] = result.action.reshape(rows.action.shape)
+        rows.log_prob[...] = result.log_prob.reshape(-1)
+        if rows.memory is not None and result.memory is not None:
+            rows.memory[...] = result.memory.reshape(rows.memory.shape)
+
     @torch.inference_mode()
     def act(
         self,
-        observation: Array,
+        observation: NDArray[Any],
         action_mask: NDArray[np.bool_] | None,
         memory: Array | None,
         noise: Array,

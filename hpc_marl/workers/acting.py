@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hpc_marl.base import names
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.config import ActorAssignment, build
-from hpc_marl.policies.numpy_actor import NumpyActor
+from hpc_marl.policies.making import PolicyActor, make_actor
 from hpc_marl.policies.spec import ActResult, PolicySpec
 from hpc_marl.streams.inference import InferenceClient
 from hpc_marl.streams.parameters import ParameterReader, ParameterSet
@@ -74,12 +74,12 @@ class InlineActing(Acting):
 
     def __init__(self, context: RunContext, config: ActorAssignment) -> None:
         super().__init__(context, config)
-        self._actor: NumpyActor | None = None
+        self._actor: PolicyActor | None = None
         self._answers: dict[int, ActResult] = {}
 
     def _load(self, spec: PolicySpec, newer: ParameterSet) -> None:
         if self._actor is None:
-            self._actor = NumpyActor(spec)
+            self._actor = make_actor(spec)
         self._actor.load(newer.weights, newer.policy_version)
 
     def submit(self, group: int, inputs: ActInputs) -> None:

@@ -22,7 +22,7 @@ from hpc_marl.control.worker_state import WorkerStatus
 from hpc_marl.envs import make_env
 from hpc_marl.envs.api import BatchedEnv, EnvArrays, StepArrays
 from hpc_marl.errors import CheckpointError
-from hpc_marl.policies.numpy_actor import NumpyActor
+from hpc_marl.policies.making import PolicyActor, make_actor
 from hpc_marl.policies.spec import PolicySpec, actor_shapes, make_noise
 
 _STEPS_PER_POLL = 50
@@ -37,7 +37,7 @@ class EpisodePlayer:
     """
 
     def __init__(
-        self, env: BatchedEnv, actor: NumpyActor, seed: tuple[int, ...], episodes: int, greedy: bool
+        self, env: BatchedEnv, actor: PolicyActor, seed: tuple[int, ...], episodes: int, greedy: bool
     ) -> None:
         self._env, self._actor, self._greedy = env, actor, greedy
         self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(list(seed))))
@@ -168,7 +168,7 @@ def make_player(
     """Return a player of `checkpoint`'s policy in `num_envs` new environments."""
     spec: PolicySpec = build(PolicySpec, checkpoint.state["policy_spec"])
     tensors = checkpoint.tensors("model")
-    actor = NumpyActor(spec)
+    actor = make_actor(spec)
     actor.load({name: tensors[f"actor.{name}"] for name in actor_shapes(spec)}, checkpoint.step)
     return EpisodePlayer(make_env(config, num_envs), actor, seed, episodes, greedy)
 

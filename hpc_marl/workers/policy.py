@@ -18,7 +18,7 @@ from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.config import PolicyAssignment, build
 from hpc_marl.control.worker_base import PollResult, Worker, WorkerServer
 from hpc_marl.control.worker_state import WorkerStatus
-from hpc_marl.policies.numpy_actor import NumpyActor
+from hpc_marl.policies.making import make_actor
 from hpc_marl.policies.spec import ActResult, PolicySpec
 from hpc_marl.streams.inference import InferenceRequest, InferenceServer
 from hpc_marl.streams.parameters import ParameterReader
@@ -79,11 +79,7 @@ class PolicyWorker(Worker):
         self._generation = (newer.epoch, newer.policy_version)
 
     def _make_actor(self, spec: PolicySpec) -> Any:
-        if self._config.device == "cpu":
-            return NumpyActor(spec)
-        from hpc_marl.policies.torch_actor import TorchActor
-
-        return TorchActor(spec, self._config.device)
+        return make_actor(spec, self._config.device)
 
     def _answer(self, inference: InferenceServer, requests: Sequence[InferenceRequest]) -> None:
         result: ActResult = self._actor.act(

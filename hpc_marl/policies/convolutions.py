@@ -1,0 +1,58 @@
+"""Convolutions for images, as in Mnih et al. 2015 ("Nature CNN"); https://doi.org/10.1038/nature14236."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+
+from hpc_marl.policies.spec import PolicySpec, conv_sizes
+
+_MAX_PIXEL = 255.0
+_IMAGES_AT_ONCE = 1024
+"""Without gradients more images are convolved in parts: the first layer's output takes 50 KB of each."""
+
+
+class Convolutions(nn.ModuleList):
+    """Layers with ReLU after each: flat rows of bytes in, flat rows of features out.
+
+    Args:
+        spec: image shape and layers.
+        generator: of the orthogonal weights; biases are 0.
+    """
+
+    def __init__(self, spec: PolicySpec, generator: torch.Generator) -> None:
+        super().__init__()
+        self.image_shape = spec.env.image_shape
+        sizes = conv_sizes(spec.env, spec.policy)
+        for index, (before, after) in enumerate(itertools.pairwise(sizes)):
+            layer: nn.Conv2d = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+                nn.Conv2d,
+                before[0],
+                after[0],
+                spec.policy.conv_kernels[index],
+                spec.policy.conv_strides[index],
+            )
+            rows = torch.empty(after[0], layer.weight[0].numel())
+            nn.init.orthogonal_(rows, math.sqrt(2.0), generator=generator)
+            layer.weight.data.copy_(rows.view_as(layer.weight))
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            self.append(layer)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features [..., F] of `images` [..., C * H * W], 8-bit pixels that are scaled to [0, 1]."""
+        rows = images.reshape(-1, *self.image_shape)
+        if torch.is_grad_enabled() or len(rows) <= _IMAGES_AT_ONCE:
+            features = self._convolve(rows)
+        else:
+            starts = range(0, len(rows), _IMAGES_AT_ONCE)
+            features = torch.cat([self._convolve(rows[start : start + _IMAGES_AT_ONCE]) for start in starts])
+        return features.view(*images.shape[:-1], features.shape[1])
+
+    def _convolve(self, rows: Tensor) -> Tensor:
+        features = rows.to(torch.float32) / _MAX_PIXEL
+        for layer in self:
+            features = torch.relu(layer(features))
+        return features.flatten(1)
