@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hpc_marl.config import EnvConfig
 from hpc_marl.data.spaces import EnvSpec
 from hpc_marl.envs import BatchedEnv, EnvArrays, LoopedEnv, StepArrays, check_env
-from hpc_marl.envs.testing import CountingEnv, MatrixGame
+from hpc_marl.envs.testing import BrightSide, CountingEnv, MatrixGame
 from hpc_marl.errors import EnvContractError
 
 SPEC = EnvSpec(
@@ -318,6 +318,23 @@ def test_the_matrix_game_passes_and_pays_the_best_pair_most():
     assert game.step(np.array([0, 0]))[2]
     with pytest.raises(EnvContractError, match="square"):
         MatrixGame(payoff=((1.0, 2.0),))
+
+
+@pytest.mark.parametrize("num_agents", [1, 2])
+def test_images_pass_and_a_pixel_that_is_not_written_is_found(num_agents: int):
+    class Forgetful(LoopedEnv):
+        """Leaves one pixel as it was."""
+
+        def step(self, action: NDArray[Any], result: StepArrays, out: EnvArrays) -> None:
+            pixel = out.observation[1, 0, 7]
+            super().step(action, result, out)
+            out.observation[1, 0, 7] = pixel
+
+    check_env(lambda count: LoopedEnv([BrightSide(num_agents) for _ in range(count)]))
+    with pytest.raises(
+        EnvContractError, match="observation is not written: .* environment 1, agent 0, entry 7"
+    ):
+        check_env(lambda count: Forgetful([BrightSide(num_agents) for _ in range(count)]))
 
 
 def test_the_counting_environment_refuses_masked_actions():

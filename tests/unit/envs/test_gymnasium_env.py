@@ -167,3 +167,29 @@ def test_level_based_foraging_pays_the_share_of_food_collected():
 
 def _since_reset(is_first: Any) -> slice:
     return slice(int(np.flatnonzero(is_first)[-1]), None)
+
+
+@pytest.mark.parametrize(
+    ("shape", "image_shape"),
+    [((4, 12, 10), (4, 12, 10)), ((12, 10, 3), (3, 12, 10)), ((12, 10), (1, 12, 10))],
+)
+def test_images_are_rows_of_bytes_with_channels_first(shape: tuple[int, ...], image_shape: tuple[int, ...]):
+    space = spaces.Box(0, 255, shape, np.uint8)
+    env = LoopedEnv([GymnasiumEnv(RecordingEnv(space, spaces.Discrete(2)))])
+    assert env.spec.image_shape == image_shape
+    batch = play(env, np.zeros((5, 1, 1), np.int32), [3])
+    assert batch.observation.dtype == np.uint8
+    space.seed(3)
+    image = space.sample()
+    if shape[-1] == 3:
+        image = image.transpose(2, 0, 1)
+    np.testing.assert_array_equal(batch.observation[0, 0, 0].reshape(image_shape), image.reshape(image_shape))
+
+
+def test_agents_with_images_of_different_shapes_are_refused():
+    images = [spaces.Box(0, 255, (side, side, 3), np.uint8) for side in (8, 16)]
+    for other in (images[1], BOX):
+        seen = spaces.Tuple((images[0], other))
+        actions = spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2)))
+        with pytest.raises(EnvContractError, match=r"images \[3, 8, 8\].*; all must see images of one shape"):
+            GymnasiumMultiAgentEnv(RecordingEnv(seen, actions, num_agents=2))
