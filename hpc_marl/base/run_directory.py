@@ -114,6 +114,11 @@ class RunDirectory:
         return self.state / "usage"
 
     @property
+    def time_use_file(self) -> Path:
+        """Where the time of the workers went."""
+        return self.state / "time_use.json"
+
+    @property
     def job_scripts(self) -> Path:
         """Directory of the sbatch scripts as submitted."""
         return self.path / "jobs"

@@ -25,7 +25,7 @@ def report(arguments: Sequence[str]) -> int:
 
         facts = gather_facts(find_trial(options.reference, options.root))
         made = make_report(facts)
-        made = replace(made, advice=advise(made, facts.config))
+        made = replace(made, advice=advise(made, facts.config, facts.times))
         text = json.dumps(report_values(made), indent=2) + "\n" if options.json else report_text(made)
         sys.stdout.write(text)
         return 0

@@ -35,6 +35,7 @@ MOST_USED = (
     "trainer.device",
     "controller",
     "evaluation.episodes",
+    "profile",
 )
 
 _FLAGS = {
@@ -54,6 +55,7 @@ _EXAMPLES = {
     "hpc-marl train experiment=cartpole_ppo seed=2": "another experiment, another seed",
     "hpc-marl train algorithm=ippo policy=gru": "other parts",
     "hpc-marl train mode=async inference=remote": "actors that do not wait; batched inference",
+    "hpc-marl train profile=true": "and say where the time went",
     "hpc-marl train --multirun seed=1,2,3": "a sweep, one run after another",
     "hpc-marl train --config-dir my_conf env=mine": "my_conf/env/mine.yaml",
     "hpc-marl train cluster=SITE controller=job": "on Slurm: submit and return; see also hpc-marl cluster init",

@@ -55,6 +55,9 @@ class ExperimentConfig:
         "session",
         "session: this command drives the run and shows it; job: it submits, prints the handle and returns",
     )
+    profile: bool = setting(
+        False, "write where each kind of worker spent its time: profile.md, profile.json, profile.png"
+    )
     max_concurrent: int | None = setting(
         None, "controller=job: most trials of one experiment that run at once; null: all", low=1
     )

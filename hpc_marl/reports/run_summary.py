@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpc_marl.trials.evaluation import Evaluation
 from hpc_marl.views.display import clock_text, number_text
+
+_WIDTH = 108
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class RunSummary:
         tensorboard: directory of the event files.
         ledger: sample batches by what became of them: produced, consumed, dropped.
         resume_command: what to type to go on; "" where the run is finished.
+        bottleneck: what held the run up and what to change, in sentences; none where that is not known.
+        profile: the Markdown page of where the time went; None where none was asked for.
     """
 
     name: str
@@ -43,6 +48,8 @@ class RunSummary:
     tensorboard: Path | None = None
     ledger: Mapping[str, int] = field(default_factory=dict)
     resume_command: str = ""
+    bottleneck: tuple[str, ...] = ()
+    profile: Path | None = None
 
 
 def summary_text(summary: RunSummary) -> str:
@@ -54,6 +61,8 @@ def summary_text(summary: RunSummary) -> str:
             f"{clock_text(summary.elapsed_s)} ({summary.env_steps_per_s:,.0f} env_steps/s)"
         ),
         "sample batches": ", ".join(f"{number:,} {fate}" for fate, number in summary.ledger.items()),
+        "bottleneck": "\n".join(summary.bottleneck),
+        "profile": _path_text(summary.profile),
         "checkpoint": _path_text(summary.checkpoint),
         "learning curve": _path_text(summary.learning_curve),
         "TensorBoard": f"tensorboard --logdir {_path_text(summary.tensorboard)}"
@@ -63,8 +72,19 @@ def summary_text(summary: RunSummary) -> str:
         "go on with": summary.resume_command,
     }
     width = max(map(len, rows)) + 2
-    lines = [f"  {name.ljust(width)}{text}" for name, text in rows.items() if text]
+    lines = [line for name, text in rows.items() if text for line in _row(name.ljust(width), text)]
     return "\n".join(["", f"{summary.name}: {summary.verdict}", *lines, ""])
+
+
+def _row(name: str, text: str) -> list[str]:
+    """Return the lines of one row; only sentences are wrapped, as paths and commands are there to be copied."""
+    is_prose = name.startswith("bottleneck")
+    parts = [
+        part
+        for line in text.split("\n")
+        for part in (textwrap.wrap(line, _WIDTH - len(name), break_on_hyphens=False) if is_prose else [line])
+    ]
+    return [f"  {name if i == 0 else ' ' * len(name)}{part}" for i, part in enumerate(parts)]
 
 
 def _evaluation_text(evaluation: Evaluation | None) -> str:

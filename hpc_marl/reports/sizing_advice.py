@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Iterator
 
 from hpc_marl.config import ExperimentConfig
+from hpc_marl.reports.bottleneck import find_bottleneck
 from hpc_marl.reports.efficiency import KindReport, Report, RoleReport
+from hpc_marl.trials.time_record import TimeRecord
 from hpc_marl.views.display import clock_text
 
 _BUSY = 0.85
@@ -20,19 +22,30 @@ _LOST_SHARE = 0.1
 _SHORTEST_LIMIT_S = 600.0
 
 
-def advise(report: Report, config: ExperimentConfig | None) -> tuple[str, ...]:
-    """Return what to change about a run's sizes; nothing where it is well sized or too little is known."""
+def advise(
+    report: Report, config: ExperimentConfig | None, times: TimeRecord | None = None
+) -> tuple[str, ...]:
+    """Return what to change about a run's sizes; nothing where it is well sized or too little is known.
+
+    Args:
+        report: what it used.
+        config: the experiment; None: not known.
+        times: where its workers' time went, which tells more than their CPU use does; None: not known.
+    """
     if config is None:
         return ()
+    bottleneck = find_bottleneck(times, config)
+    is_known = bottleneck.where != "unknown"
     rules: tuple[Callable[[Report, ExperimentConfig], Iterator[str]], ...] = (
-        _balance,
+        *(() if is_known else (_balance,)),
         _gpus,
         _memory,
         _queue,
         _checkpoints,
         _dropped,
     )
-    return tuple(text for rule in rules for text in rule(report, config))
+    found = tuple(text for rule in rules for text in rule(report, config))
+    return (*bottleneck.lines, *found) if is_known else found
 
 
 def _balance(report: Report, config: ExperimentConfig) -> Iterator[str]:

@@ -10,10 +10,14 @@ from hpc_marl.base.telemetry import METRICS_FILE, read_metrics
 from hpc_marl.config import ExperimentConfig
 from hpc_marl.control.controller import Verdict
 from hpc_marl.control.worker_state import WorkerStatus
+from hpc_marl.reports.bottleneck import find_bottleneck
 from hpc_marl.reports.curve_files import draw_learning_curve
+from hpc_marl.reports.profile import profile_text
+from hpc_marl.reports.profile_files import write_profile
 from hpc_marl.reports.run_summary import RunSummary, summary_text
 from hpc_marl.reports.usage import read_ledger
 from hpc_marl.trials.evaluation import read_evaluation
+from hpc_marl.trials.time_record import TimeRecord, read_time_record
 
 
 def write_summary(
@@ -35,6 +39,8 @@ def write_summary(
     finished = verdict.status is WorkerStatus.COMPLETED
     evaluation = read_evaluation(directory.path) if finished else None
     checkpoint = latest_checkpoint(directory.checkpoints)
+    times = read_time_record(directory)
+    bottleneck = find_bottleneck(times, config, elapsed_s)
     env_steps, train_time_s = int(newest.get("env_steps", 0)), float(newest.get("time_s", 0.0))
     summary = RunSummary(
         name=f"{directory.experiment_name}/{directory.trial_name}",
@@ -50,7 +56,11 @@ def write_summary(
         tensorboard=directory.metrics,
         ledger=read_ledger(directory),
         resume_command="" if finished or checkpoint is None else f"{command} resume=true",
+        bottleneck=bottleneck.lines,
+        profile=write_profile(directory, times or TimeRecord(), bottleneck) if config.profile else None,
     )
+    if config.profile:
+        sys.stdout.write(f"\n{profile_text(times or TimeRecord(), bottleneck)}")
     sys.stdout.write(summary_text(summary))
     sys.stdout.flush()
     return evaluation.return_mean if evaluation else None

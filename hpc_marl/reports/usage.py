@@ -18,6 +18,7 @@ from hpc_marl.config import ExperimentConfig, build
 from hpc_marl.errors import ConfigError
 from hpc_marl.launch.accounting import Accounting, ask_accounting
 from hpc_marl.launch.plan import Plan, make_plan
+from hpc_marl.trials.time_record import TimeRecord, read_time_record
 
 
 class WorkerUse(msgspec.Struct, frozen=True):
@@ -63,6 +64,7 @@ class RunFacts:
         worker_lives: worker -> restarts so far.
         ledger: sample batches by what became of them.
         checkpoint_times: unix times of the checkpoints that are kept.
+        times: where the workers' time went; None: not known.
     """
 
     name: str
@@ -73,6 +75,7 @@ class RunFacts:
     worker_lives: Mapping[str, int]
     ledger: Mapping[str, int]
     checkpoint_times: tuple[float, ...]
+    times: TimeRecord | None = None
 
     @property
     def plan(self) -> Plan | None:
@@ -103,6 +106,7 @@ def gather_facts(directory: RunDirectory) -> RunFacts:
         worker_lives={name: int(life) for name, life in lives.items()} if isinstance(lives, dict) else {},
         ledger=read_ledger(directory),
         checkpoint_times=_checkpoint_times(directory),
+        times=read_time_record(directory, record.run_uuid),
     )
 
 

@@ -44,6 +44,7 @@ from hpc_marl.launch import Plan, make_plan
 from hpc_marl.runs.interrupts import Ending
 from hpc_marl.runs.run_parts import all_left, make_job_service, patience_of, slot_specs, views_of, with_actors
 from hpc_marl.runs.snapshot import progress_of, snapshot_of
+from hpc_marl.runs.time_meter import TimeMeter
 from hpc_marl.views.display import Display, Progress
 
 _STEP_INTERVAL_S = 0.1
@@ -114,6 +115,7 @@ class Driver:
         )
         self._stack.callback(self._context.close)
         self.lease = ControllerLease(self._context, kind)
+        self._time_meter = TimeMeter(directory, record.run_uuid)
         self.config = config
 
     def __enter__(self) -> Driver:
@@ -142,6 +144,9 @@ class Driver:
             self._say_events()
             self._display.update(self.progress())
             self._write_state()
+            self._time_meter.look(
+                self.controller.workers, is_paused=self.controller.is_paused, elapsed_s=self._elapsed_s
+            )
             self._server.handle_requests(timeout=self._interval_s)
             ending = self._ending or poll(self) or self._budget_ending()
             if not self.lease.holds():
@@ -210,6 +215,7 @@ class Driver:
         """Stop nothing; have the deputy take over at once where there may be one."""
         if self.lease.holds():
             self._write_state(now=True)
+            self._time_meter.write()
             self.lease.release()
             if self._record.has_deputy and self._kind == "session" and self._ending is None:
                 first = self._launcher.slots[min(self._launcher.slots)]
@@ -233,6 +239,7 @@ class Driver:
         progress = self.progress()
         own = self._launcher.slots[min(self._launcher.slots)].spec.host if self._kind == "job" else ""
         self._launcher.end_hosts(_HOSTS_END_S, own)
+        self._time_meter.write()
         self._say_events()
         self._display.update(progress)
         # Before a state that says finished, which nobody could take over.
@@ -243,6 +250,7 @@ class Driver:
     def _cancel(self, verdict: Verdict) -> Drive:
         progress = self.progress()
         self._write_state(now=True)
+        self._time_meter.write()
         write_verdict(self._directory, verdict)
         slots = list(self._launcher.slots)
         if self._kind == "job":

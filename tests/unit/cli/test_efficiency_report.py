@@ -27,6 +27,7 @@ from hpc_marl.reports.efficiency import KindReport, Report, RoleReport, make_rep
 from hpc_marl.reports.efficiency_text import report_text, report_values
 from hpc_marl.reports.sizing_advice import advise
 from hpc_marl.reports.usage import HostLife, RunFacts, WorkerUse, gather_facts
+from hpc_marl.trials.time_record import KindTime, TimeRecord
 
 CONFIG = ExperimentConfig(
     trainer=TrainerGroupConfig(cpus=2, gpus=1.0, memory_mb=8000),
@@ -183,6 +184,22 @@ def kinds(trainer: float, actor: float) -> tuple[KindReport, ...]:
 def test_advice(report: Report, expected: str) -> None:
     [text] = advise(report, CONFIG)
     assert re.search(expected, text), text
+
+
+def test_where_the_time_went_says_more_than_cpu_use() -> None:
+    report = Report("a/b", (role(),), kinds(0.25, 0.95))
+    times = TimeRecord(
+        training_s=100.0,
+        updates=100,
+        kinds={
+            "trainer": KindTime(1, {"learn": 90.0, "wait_data": 10.0}, 90.0),
+            "actor": KindTime(4, {"env": 10.0, "wait_credit": 90.0}, 400.0),
+        },
+    )
+    [text] = advise(report, CONFIG, times)
+    assert text.startswith("the trainer: 90 % of its time goes to learning")
+    times.updates = 0
+    assert "use more actors" in advise(report, CONFIG, times)[0]
 
 
 def test_a_run_of_the_right_size_gets_no_advice() -> None:

@@ -77,6 +77,17 @@ def test_the_summary_says_what_to_know_and_what_to_type(tmp_path: Path, monkeypa
     assert str(tmp_path) not in text
 
 
+def test_the_bottleneck_is_wrapped_below_itself():
+    lines = ("the trainer: " + "it learns and learns " * 10 + "mode=async", "cores are shared")
+    rows = summary_text(summary(bottleneck=lines, profile=Path("/elsewhere/profile.md"))).splitlines()
+    first = next(i for i, row in enumerate(rows) if row.startswith("  bottleneck  "))
+    column = rows[first].index("the trainer")
+    below = [row for row in rows[first:] if row[:column].strip() in ("", "bottleneck")]
+    assert " ".join(row[column:] for row in below) == " ".join(lines)
+    assert all(len(row) <= 110 for row in below) and len(below) > 3
+    assert below[-1][column:] == "cores are shared" and rows[first + len(below)].split()[0] == "profile"
+
+
 def test_what_there_is_not_is_left_out():
     text = summary_text(summary(run_directory=Path("/elsewhere/run")))
     assert "/elsewhere/run/logs" in text
