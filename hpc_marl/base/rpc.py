@@ -180,7 +180,9 @@ class RpcClient:
             MessageTooLargeError: request or reply is larger than allowed (1 MiB).
         """
         pending = self._channel.submit(command, kwargs, self._timeout_s)
-        wait_for([self._channel], lambda: pending.done)
+        self._channel.receive_soon(pending)
+        if not pending.done:
+            wait_for([self._channel], lambda: pending.done)
         return pending.result()
 
     def close(self) -> None:

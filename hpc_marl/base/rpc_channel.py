@@ -38,6 +38,12 @@ from hpc_marl.errors import (
 _logger = logging.getLogger(__name__)
 _FIRST_RECONNECT_S = 0.1
 _MAX_RECONNECT_S = 5.0
+_SOON_MS = 20
+# As plain integers: libzmq's constants are enums, with which every operation takes a microsecond.
+_NOBLOCK, _SNDMORE, _RCVMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE | zmq.NOBLOCK), int(zmq.RCVMORE)
+_HEARD_LATELY_S = (
+    1.0  # for so long after a reply the connection is taken for alive; `process` finds out if it is not
+)
 
 
 class PendingReply:
@@ -126,13 +132,18 @@ class RpcChannel:
         self._closed = False
         self._reconnect_interval_s = _FIRST_RECONNECT_S
         self._reconnect_at = time.monotonic()
+        self._heard_s = -float("inf")
         self._socket, self._monitor = self._connect()
 
     def _connect(self) -> tuple[zmq.Socket[bytes], ConnectionMonitor]:
         # IMMEDIATE would throw away replies not yet read when a server answers and ends, as to `exit`. What it
         # is for, that nothing waits here for a later server, is served by sending on live connections only.
         return self._sockets.connect_monitored(
-            zmq.DEALER, self._hosts, self._port, self._server_public_key, options={zmq.IMMEDIATE: 0}
+            zmq.DEALER,
+            self._hosts,
+            self._port,
+            self._server_public_key,
+            options={zmq.IMMEDIATE: 0, zmq.RCVTIMEO: _SOON_MS},
         )
 
     @property
@@ -151,7 +162,7 @@ class RpcChannel:
         if self._closed:
             raise RpcError(f"the connection to {self.peer} is closed; make a new one")
         try:
-            encoded = encode_value(dict(kwargs))
+            encoded = encode_value(kwargs)
         except ProtocolError as error:
             raise BadRequestError(f"arguments of {command!r}: {error}") from error
         pending = PendingReply(self._request_ids.next(), command, encoded, timeout_s)
@@ -161,12 +172,32 @@ class RpcChannel:
             raise MessageTooLargeError(
                 f"the request {command!r} has {len(payload)} bytes; expected at most {limit}"
             )
-        self._monitor.observe()
+        if time.monotonic() > self._heard_s + _HEARD_LATELY_S:
+            self._monitor.observe()
         if self._monitor.refusal is not None:
             self._reconnect()  # The cause may be gone, and libzmq would not find out.
         self._pending[pending.counter] = pending
         self._send(pending, payload)
         return pending
+
+    def receive_soon(self, pending: PendingReply) -> None:
+        """Wait a moment for the reply to a call: most come so soon that to wait for anything else costs more.
+
+        Whatever else may happen to the call (its connection is lost, its time is over) is left to `process`.
+        """
+        left_ms = int(1000 * (pending.deadline - time.monotonic()))
+        if not pending.sent or self._monitor.lost or left_ms < _SOON_MS or len(self._pending) > 1:
+            return
+        try:
+            frames = [
+                self._socket.recv(),
+                self._socket.recv(),
+            ]  # a reply has two; frames of one message come at once
+            while self._socket.get(_RCVMORE):
+                frames.append(self._socket.recv())
+        except zmq.Again:
+            return
+        self._take_frames(frames)
 
     def pollables(self) -> list[tuple[zmq.Socket[bytes], int]]:
         """Return the sockets to wait for, with zmq.POLLIN/POLLOUT flags."""
@@ -210,20 +241,24 @@ class RpcChannel:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            try:
-                if len(frames) != 2 or frames[0]:
-                    raise ProtocolError(f"{len(frames)} frames; expected an empty one and a reply")
-                reply = decode_reply(frames[1])
-            except ProtocolError as error:
-                _logger.warning("ignored a message from %s: %s", self.peer, error)
-            else:
-                self._take(reply)
+            self._take_frames(frames)
+
+    def _take_frames(self, frames: list[bytes]) -> None:
+        try:
+            if len(frames) != 2 or frames[0]:
+                raise ProtocolError(f"{len(frames)} frames; expected an empty one and a reply")
+            reply = decode_reply(frames[1])
+        except ProtocolError as error:
+            _logger.warning("ignored a message from %s: %s", self.peer, error)
+        else:
+            self._take(reply)
 
     def _take(self, reply: Reply) -> None:
         # The reply to a call that has ended, or the second reply to a repeated one, has no taker.
         if reply.client != self._request_ids.client or reply.counter not in self._pending:
             return
         self._reconnect_interval_s = _FIRST_RECONNECT_S
+        self._heard_s = time.monotonic()
         pending = self._pending[reply.counter]
         if reply.error is not None and reply.error.kind == "ask_again":
             pending.sent = False
@@ -247,7 +282,8 @@ class RpcChannel:
         if not self._monitor.ready or self._monitor.lost:
             return
         try:
-            self._socket.send_multipart([b"", payload], zmq.NOBLOCK)
+            self._socket.send(b"", _SNDMORE)
+            self._socket.send(payload, _NOBLOCK)
         except zmq.Again:
             return  # The queue is full; tried again when a reply has come.
         pending.sent = True
@@ -266,6 +302,7 @@ class RpcChannel:
         )
 
     def _reconnect(self) -> None:
+        self._heard_s = -float("inf")
         self._disconnect()
         self._socket, self._monitor = self._connect()
         # A server that drops every connection must not be asked in a tight loop.

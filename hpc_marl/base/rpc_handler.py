@@ -13,7 +13,7 @@ import time
 import traceback
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import zmq
@@ -24,6 +24,9 @@ from hpc_marl.base.sockets import CONTROL_MAX_MESSAGE_BYTES
 from hpc_marl.errors import ProtocolError
 
 _MAX_REQUESTS_PER_TURN = 1000
+# As plain integers: libzmq's constants are enums, with which every operation takes a microsecond.
+_EVENTS, _POLLIN, _RCVTIMEO, _RCVMORE = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.RCVTIMEO), int(zmq.RCVMORE)
+_NOT_AT_ONCE_S = 0.001  # whoever waited for a request for longer did not find it in the queue
 
 
 class ReplyCache:
@@ -54,7 +57,9 @@ class ReplyCache:
 
     def put(self, client: str, counter: int, reply: bytes) -> None:
         """Keep (or replace) the reply to one request."""
-        replies = self._clients.setdefault(client, OrderedDict())
+        replies = self._clients.get(client)
+        if replies is None:
+            replies = self._clients[client] = OrderedDict()
         self._clients.move_to_end(client)
         self.num_bytes += len(reply) - len(replies.get(counter, b""))
         replies[counter] = reply
@@ -95,7 +100,7 @@ class RequestHandler:
     def __init__(self, incarnation: str = "", max_message_bytes: int = CONTROL_MAX_MESSAGE_BYTES) -> None:
         self.incarnation = incarnation or uuid.uuid4().hex
         self._max_message_bytes = max_message_bytes
-        self._handlers: dict[str, tuple[Callable[..., Any], inspect.Signature | None]] = {}
+        self._handlers: dict[str, _Handler] = {}
         self._replies = ReplyCache()
         self.queue_was_empty_at = time.monotonic()
 
@@ -111,12 +116,8 @@ class RequestHandler:
             ValueError: the command has a handler already.
         """
         if command in self._handlers:
-            raise ValueError(f"command {command!r} has a handler already: {self._handlers[command][0]!r}")
-        try:
-            signature = inspect.signature(function)
-        except ValueError:
-            signature = None  # Some functions written in C do not tell what they take.
-        self._handlers[command] = (function, signature)
+            raise ValueError(f"command {command!r} has a handler already: {self._handlers[command].run!r}")
+        self._handlers[command] = _Handler(function)
 
     def handle(self, payload: Buffer, waited_s: float = 0.0) -> bytes:
         """Return the encoded reply to one encoded request; only what is no `Exception` gets out.
@@ -150,28 +151,26 @@ class RequestHandler:
         return self._execute(request)
 
     def _execute(self, request: Request) -> bytes:
-        if request.command not in self._handlers:
+        handler = self._handlers.get(request.command)
+        if handler is None:
             known = ", ".join(self.commands) or "none"
             return error_reply(
                 request, "unknown_command", f"unknown command {request.command!r}; known: {known}"
             )
-        function, signature = self._handlers[request.command]
         try:
             kwargs = decode_kwargs(request)
-            if signature is not None:
-                signature.bind(**kwargs)
+            handler.check(kwargs)
         except (ProtocolError, TypeError) as error:
-            return error_reply(request, "bad_request", f"{request.command}{signature or '(...)'}: {error}")
-        # Kept until the real reply replaces it: if the handler is interrupted, a retry must not run it again.
-        interrupted = error_reply(
-            request, "remote_error", f"{request.command!r} was interrupted", "Interrupted"
-        )
-        self._replies.put(request.client, request.counter, interrupted)
-        reply = self._run(request, function, kwargs)
-        if len(reply) > self._max_message_bytes:
-            size = f"{len(reply)} bytes; expected at most {self._max_message_bytes}"
-            reply = error_reply(request, "too_large", f"the reply to {request.command!r} has {size}")
-        self._replies.put(request.client, request.counter, reply)
+            return error_reply(request, "bad_request", f"{request.command}{handler.text}: {error}")
+        reply = b""
+        try:
+            reply = self._run(request, handler.run, kwargs)
+        finally:
+            # Interrupted: the call is answered, and a retry must not run it again.
+            reply = reply or error_reply(
+                request, "remote_error", f"{request.command!r} was interrupted", "Interrupted"
+            )
+            self._replies.put(request.client, request.counter, reply)
         return reply
 
     def _run(self, request: Request, function: Callable[..., Any], kwargs: dict[str, Any]) -> bytes:
@@ -181,10 +180,40 @@ class RequestHandler:
             text = "".join(traceback.format_exception(error))
             return error_reply(request, "remote_error", str(error), type(error).__name__, text)
         try:
-            return value_reply(request, result)
+            reply = value_reply(request, result)
         except ProtocolError as error:
             message = f"{request.command!r} returned a {type(result).__name__} that cannot be sent: {error}"
             return error_reply(request, "remote_error", message, type(error).__name__)
+        if len(reply) > self._max_message_bytes:
+            size = f"{len(reply)} bytes; expected at most {self._max_message_bytes}"
+            return error_reply(request, "too_large", f"the reply to {request.command!r} has {size}")
+        return reply
+
+
+class _Handler:
+    """A function, and what it takes."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.run = function
+        try:
+            self._signature: inspect.Signature | None = inspect.signature(function)
+        except ValueError:
+            self._signature = None  # Some functions written in C do not tell what they take.
+        parameters = list(self._signature.parameters.values()) if self._signature else []
+        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        self._known = frozenset(parameter.name for parameter in named)
+        self._required = frozenset(p.name for p in named if p.default is p.empty)
+
+    @property
+    def text(self) -> str:
+        """How it is called."""
+        return str(self._signature or "(...)")
+
+    def check(self, kwargs: Mapping[str, Any]) -> None:
+        """Raise TypeError where the function does not take these arguments."""
+        # `bind` takes longer than all else that is done for a call, so what is seen to fit is not asked about.
+        if self._signature is not None and not self._required <= kwargs.keys() <= self._known:
+            self._signature.bind(**kwargs)
 
 
 def serve_requests(
@@ -198,21 +227,39 @@ def serve_requests(
         max_count: at most so many; None means all, bounded so that a flood cannot keep the caller here.
         timeout_s: how long to wait for the first one if nothing is queued.
     """
-    if timeout_s > 0 and not socket.poll(0):
-        handler.queue_was_empty_at = time.monotonic()
-        socket.poll(int(timeout_s * 1000))
     limit = _MAX_REQUESTS_PER_TURN if max_count is None else max_count
-    for num_answered in range(limit):
-        try:
-            frames = socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
+    wait_ms = int(timeout_s * 1000)
+    num_answered = 0
+    while num_answered < limit:
+        if (num_answered or wait_ms <= 0) and not int(socket.get(_EVENTS)) & _POLLIN:
             handler.queue_was_empty_at = time.monotonic()
-            return num_answered
-        payload = frames[0] if len(frames) == 1 else b""
+            break
+        # Waiting inside `recv` saves what `poll` costs between a request's arrival and its answer.
+        asked_at = time.monotonic()
+        payload = _receive(socket, wait_ms)
+        if payload is None or time.monotonic() - asked_at > _NOT_AT_ONCE_S:
+            handler.queue_was_empty_at = asked_at
+        if payload is None:
+            break
         reply = None
         try:
             reply = handler.handle(payload, time.monotonic() - handler.queue_was_empty_at)
         finally:
             # A REP socket that was left unanswered would be stuck, so an interrupt is answered too.
             socket.send(handler.handle(payload) if reply is None else reply)
-    return limit
+        num_answered += 1
+    return num_answered
+
+
+def _receive(socket: zmq.Socket[bytes], wait_ms: int) -> bytes | None:
+    """Return the next request, b"" for one of several frames; None where there is none within the time."""
+    try:
+        socket.set(_RCVTIMEO, max(wait_ms, 0))
+        payload = socket.recv()
+    except zmq.Again:
+        return None
+    if not socket.get(_RCVMORE):
+        return payload
+    while socket.get(_RCVMORE):
+        socket.recv()
+    return b""

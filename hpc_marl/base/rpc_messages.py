@@ -80,6 +80,7 @@ ERROR_KINDS: dict[str, type[HpcMarlError]] = {
 }
 
 _NO_VALUE = encode(None)
+_Kwargs = dict[str, Any]
 
 
 class RequestIds:
@@ -115,7 +116,7 @@ def decode_reply(payload: Buffer) -> Reply:
 
 def decode_kwargs(request: Request) -> dict[str, Any]:
     """Return the keyword arguments of a request. Raises ProtocolError."""
-    return decode(memoryview(request.kwargs), dict[str, Any])
+    return decode(memoryview(request.kwargs), _Kwargs)
 
 
 def value_reply(request: Request, value: Any) -> bytes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import zmq
-from zmq.utils.monitor import parse_monitor_message
+import struct
 
+import zmq
+
+_EVENT = struct.Struct("=hi")  # of zmq_socket_monitor(3): the event, and its value
 # A single broken handshake also happens when a good server restarts; a wrong key breaks every one.
 _NUM_BROKEN_HANDSHAKES_TO_REFUSE = 3
 _FOREIGN_SERVER = (
@@ -51,7 +53,7 @@ class ConnectionMonitor:
                 frames = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            self._take(zmq.Event(parse_monitor_message(frames)["event"]))
+            self._take(zmq.Event(_EVENT.unpack(frames[0])[0]))
 
     def _take(self, event: zmq.Event) -> None:
         if event == zmq.Event.CONNECTED:

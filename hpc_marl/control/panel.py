@@ -75,6 +75,11 @@ class _Call:
             return None
         return self._peer.channel
 
+    def receive_soon(self) -> None:
+        """Wait a moment for this answer alone."""
+        if (channel := self.channel) is not None and isinstance(self._outcome, PendingReply):
+            channel.receive_soon(self._outcome)
+
     def done(self) -> bool:
         """Return whether `result` would return or raise at once."""
         if (channel := self.channel) is not None:
@@ -217,7 +222,9 @@ class ZmqWorkerControl(WorkerControlPanel):
 
     def request(self, worker_name: str, command: str, /, timeout: float | None = None, **kwargs: Any) -> Any:
         """Have one worker run a command; see `WorkerControlPanel.request`."""
-        return self._submit(worker_name, command, kwargs, timeout).result()
+        call = self._submit(worker_name, command, kwargs, timeout)
+        call.receive_soon()
+        return call.result()
 
     def async_request(
         self, worker_name: str, command: str, /, timeout: float | None = None, **kwargs: Any

@@ -74,6 +74,11 @@ class ZmqServer(WorkerServer):
             self._release()
             raise
 
+    @property
+    def socket(self) -> zmq.Socket[bytes]:
+        """To wait for requests (zmq.POLLIN) together with other things; everything else is this server's."""
+        return self._socket
+
     def register_handler(self, command: str, handler: Callable[..., Any]) -> None:
         """Answer `command` with what `handler(**kwargs)` returns.
 
