@@ -13,13 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, cast
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from hpc_marl.errors import ProtocolError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 T = TypeVar("T")
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
@@ -27,14 +29,8 @@ Buffer: TypeAlias = "bytes | bytearray | memoryview"
 _ARRAY_EXTENSION = 1
 _MAX_DIMENSIONS = 8
 _MAX_ARRAYS = 4096
-# Neither objects (O), records (V), texts (S, U) nor times: numbers only, little-endian.
-_DTYPES = {
-    dtype.str: dtype
-    for dtype in (
-        np.dtype(code)
-        for code in ("?", "i1", "u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
-    )
-}
+# Neither objects (O), records (V), texts (S, U) nor times: numbers only, little-endian; as `dtype.str` says them.
+_DTYPE_CODES = ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
 # What msgspec and the hooks below are known to raise on hostile bytes: wrong types, deep nesting, unhashable
 # keys, years out of range, bad UTF-8.
 _DECODING_ERRORS = (msgspec.MsgspecError, RecursionError, ValueError, TypeError, OverflowError, MemoryError)
@@ -69,6 +65,7 @@ class _ArrayHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
 def encode(value: Any) -> bytes:
     """Return `value` as msgpack.
 
+    >>> import numpy as np
     >>> decode(encode({"x": 42, "a": np.arange(3)}), dict[str, Any])
     {'x': 42, 'a': array([0, 1, 2])}
 
@@ -104,6 +101,8 @@ def array_frames(arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[bytes, list[me
     Raises:
         ProtocolError: a dtype, a number of dimensions or a name that may not travel.
     """
+    import numpy as np
+
     prepared = [_sendable(array) for array in arrays.values()]
     header = _ArrayHeader(
         tuple(arrays), tuple(_ArrayLayout(array.dtype.str, array.shape) for array in prepared)
@@ -139,20 +138,38 @@ def arrays_from_frames(header: Buffer, frames: Sequence[Any]) -> dict[str, npt.N
     }
 
 
+def number_dtype(code: str) -> np.dtype[Any]:
+    """Return the dtype that came over the wire as `code`.
+
+    >>> number_dtype("<f4")
+    dtype('float32')
+
+    Raises:
+        ProtocolError: it is not one of numbers.
+    """
+    import numpy as np
+
+    if code not in _DTYPE_CODES:
+        raise ProtocolError(f"dtype {code!r} is not allowed; expected one of {' '.join(_DTYPE_CODES)}")
+    return np.dtype(code)
+
+
 def _sendable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    import numpy as np
+
     dtype = array.dtype.newbyteorder("<")
-    if dtype.str not in _DTYPES or array.ndim > _MAX_DIMENSIONS:
+    if dtype.str not in _DTYPE_CODES or array.ndim > _MAX_DIMENSIONS:
         raise ProtocolError(
             f"an array of dtype {array.dtype} with {array.ndim} dimensions cannot be sent; "
-            f"expected at most {_MAX_DIMENSIONS} dimensions and one of {' '.join(_DTYPES)}"
+            f"expected at most {_MAX_DIMENSIONS} dimensions and one of {' '.join(_DTYPE_CODES)}"
         )
     return np.asarray(array, dtype=dtype, order="C")
 
 
 def _array_view(layout: _ArrayLayout, content: Any) -> npt.NDArray[Any]:
-    dtype = _DTYPES.get(layout.dtype)
-    if dtype is None:
-        raise ProtocolError(f"dtype {layout.dtype!r} is not allowed; expected one of {' '.join(_DTYPES)}")
+    import numpy as np
+
+    dtype = number_dtype(layout.dtype)
     view = memoryview(content)
     num_bytes = math.prod(layout.shape) * dtype.itemsize
     if view.nbytes != num_bytes:
@@ -179,6 +196,9 @@ def _decoder(expected: Any) -> msgspec.msgpack.Decoder[Any]:
 
 
 def _encode_numpy(value: Any) -> Any:
+    # Processes that send no arrays never load numpy, which would take a third of their start.
+    import numpy as np
+
     if isinstance(value, np.ndarray):
         array = _sendable(value)
         embedded = _EmbeddedArray(_ArrayLayout(array.dtype.str, array.shape), array.tobytes())
