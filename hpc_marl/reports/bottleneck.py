@@ -52,11 +52,13 @@ def find_bottleneck(
         config: the experiment.
         elapsed_s: of the whole run; None: not known.
     """
-    if record is None or not {"trainer", "actor"} <= record.kinds.keys():
+    if record is None:
         return Bottleneck("unknown", ())
     if record.training_s < _LEAST_S or record.updates < _LEAST_UPDATES:
         seen = f"training was seen for {record.training_s:.1f} s and {record.updates} updates only"
         return Bottleneck("unknown", (f"too short to say: {seen}", *_startup(record, elapsed_s)))
+    if not {"trainer", "actor"} <= record.kinds.keys():
+        return Bottleneck("unknown", ())
     trainer, actor = record.kinds["trainer"].shares(), record.kinds["actor"].shares()
     trainer_waits, actors_wait = _sum(trainer, _WAITS_FOR_ACTORS), _sum(actor, _WAITS_FOR_TRAINER)
     if trainer_waits > _HARDLY and actors_wait > _HARDLY:
@@ -90,26 +92,20 @@ _TRAINER_DOES = {
 def _trainer_remedy(activity: str, config: ExperimentConfig) -> str:
     algorithm, trainer = config.algorithm, config.trainer
     if activity == "checkpoint":
-        return f"fewer checkpoints (trainer.checkpoint_interval_s above {trainer.checkpoint_interval_s:g})"
+        return f"trainer.checkpoint_interval_s above {trainer.checkpoint_interval_s:g}"
     if activity in ("publish", "other"):
         return f"fewer and larger updates (algorithm.rollout_length above {algorithm.rollout_length})"
-    remedies = [
-        f"fewer epochs (algorithm.num_epochs below {algorithm.num_epochs})",
-        f"larger minibatches (algorithm.num_minibatches below {algorithm.num_minibatches})",
-    ]
-    is_possible = (algorithm.num_epochs > 1, algorithm.num_minibatches > 1)
-    more = f"more cores or trainers (trainer.cpus above {trainer.cpus}, trainer.count above {trainer.count})"
-    gpu = [] if trainer.device.startswith("cuda") else ["a GPU (trainer.device=cuda)"]
-    chosen = [remedy for remedy, possible in zip(remedies, is_possible, strict=True) if possible]
-    return _either([*chosen, more, *gpu])
+    epochs = [f"algorithm.num_epochs below {algorithm.num_epochs}"] if algorithm.num_epochs > 1 else []
+    larger = [f"fewer algorithm.num_minibatches than {algorithm.num_minibatches}"]
+    device = [] if trainer.device.startswith("cuda") else ["trainer.device=cuda"]
+    minibatches = larger if algorithm.num_minibatches > 1 else []
+    return _either([*epochs, *minibatches, "more trainer.cpus", "more trainer.count", *device])
 
 
 def _actors(record: TimeRecord, actor: Shares, trainer_waits: float, config: ExperimentConfig) -> Bottleneck:
     activity = _most(actor, ("env", "inference", "wait_inference", "write", "other"))
-    share, waits = (
-        _percent(actor.get(activity, 0.0)),
-        f"the trainer waits {_percent(trainer_waits)} for samples",
-    )
+    share = _percent(actor.get(activity, 0.0))
+    waits = f"the trainer waits {_percent(trainer_waits)} for samples"
     if activity == "wait_inference":
         return _remote_inference(record, share, waits, config)
     remedy = f"{_actors_remedy(activity, config)} would help"
@@ -124,8 +120,8 @@ def _actors(record: TimeRecord, actor: Shares, trainer_waits: float, config: Exp
 
 
 def _actors_remedy(activity: str, config: ExperimentConfig) -> str:
-    more = f"more actors (actors.count above {config.actors.count})"
-    share_a_turn = f"more environments each (actors.num_envs above {config.actors.num_envs})"
+    more = f"actors.count above {config.actors.count}"
+    share_a_turn = f"actors.num_envs above {config.actors.num_envs}"
     remedies = {
         "env": [more, "a faster environment"],
         "inference": [share_a_turn, more, "a smaller network"],
@@ -141,13 +137,13 @@ def _remote_inference(record: TimeRecord, share: str, waits: str, config: Experi
     works = 1.0 - _sum(policy, WAITS) if policy else 0.0
     saw = f"actors wait {share} for inference, {waits}"
     if works >= _BUSY:
-        remedy = f"more of them (policies.count above {config.policies.count}) or policies.device=cuda"
+        remedy = f"policies.count above {config.policies.count} or policies.device=cuda"
         line = f"the policy workers: they are busy {_percent(works)}, {saw}; {remedy} would help"
         return Bottleneck("policy workers", (line,))
     groups, envs = config.actors.num_groups, config.actors.num_envs
     remedies = [
-        f"more groups, of which one steps while another waits (actors.num_groups above {groups})",
-        f"more environments (actors.num_envs above {envs})",
+        f"actors.num_groups above {groups} (one steps while another waits)",
+        f"actors.num_envs above {envs}",
         "for a small network inference=inline",
     ]
     line = f"latency of inference: {saw}, but policy workers are busy {_percent(works)} only"
@@ -166,8 +162,8 @@ def _turns(trainer: Shares, actor: Shares, config: ExperimentConfig) -> Bottlene
     else:
         activity = _most(actor, ("env", "inference", "wait_inference", "write", "other"))
         longer = f"the actors': {_actors_remedy(activity, config)}"
-    line = f"actors and trainer take turns (mode=sync): {saw}; mode=async lets both work at once"
-    return Bottleneck("turns", (line, f"the longer turn is {longer} would shorten it"))
+    line = f"actors and trainer take turns: {saw}; mode=async lets both work at once; the longer turn is {longer}"
+    return Bottleneck("turns", (line,))
 
 
 def _balanced(trainer_waits: float, actors_wait: float) -> Bottleneck:
@@ -179,7 +175,7 @@ def _balanced(trainer_waits: float, actors_wait: float) -> Bottleneck:
 
 
 def _cpu(where: str, record: TimeRecord, config: ExperimentConfig) -> tuple[str, ...]:
-    """Say where those that hold the run up do not even get a core each."""
+    """Say where those that hold the run up do not even use a core each."""
     kind = {"trainer": "trainer", "policy workers": "policy"}.get(where, "actor")
     uses_gpu = {"trainer": config.trainer.device, "policy": config.policies.device}.get(kind, "cpu") != "cpu"
     used = record.kinds[kind]

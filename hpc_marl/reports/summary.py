@@ -56,7 +56,7 @@ def write_summary(
         tensorboard=directory.metrics,
         ledger=read_ledger(directory),
         resume_command="" if finished or checkpoint is None else f"{command} resume=true",
-        bottleneck=bottleneck.lines,
+        bottleneck=bottleneck.lines if rows else (),
         profile=write_profile(directory, times or TimeRecord(), bottleneck) if config.profile else None,
     )
     if config.profile:
