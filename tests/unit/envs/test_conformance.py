@@ -332,7 +332,7 @@ def test_images_pass_and_a_pixel_that_is_not_written_is_found(num_agents: int):
 
     check_env(lambda count: LoopedEnv([BrightSide(num_agents) for _ in range(count)]))
     with pytest.raises(
-        EnvContractError, match="observation is not written: .* environment 1, agent 0, entry 7"
+        EnvContractError, match=r"observation is not written: .* environment 1, agent 0, entry 7"
     ):
         check_env(lambda count: Forgetful([BrightSide(num_agents) for _ in range(count)]))
 
