@@ -154,13 +154,15 @@ class Ledger:
         Raises:
             ProtocolError: the numbers contradict each other or what was received earlier; nothing is booked.
         """
-        if seq < 0 or batch.batches != 1 or batch.is_negative or before.is_negative or before.batches != seq:
+        lowest = min(seq, batch.env_steps, batch.agent_steps, before.env_steps, before.agent_steps)
+        if lowest < 0 or batch.batches != 1 or before.batches != seq:
             raise ProtocolError(f"batch {seq} of stream {stream} counts {batch} after {before}")
         account = self._open(stream)
         if account is None or account.ended or seq < account.produced.batches:
             self._ignored += 1
             return False
-        self._advance(stream, account, before)
+        if before != account.produced:
+            self._advance(stream, account, before)
         account.produced = before + batch
         account.in_flight[seq] = batch
         return True
@@ -298,7 +300,10 @@ class Ledger:
         """Return the account of a stream, a new one if need be; None where it ended and was summed up."""
         if stream in self._ended_streams:
             return None
-        return self._accounts.setdefault(stream, _Account())
+        account = self._accounts.get(stream)
+        if account is None:
+            account = self._accounts[stream] = _Account()
+        return account
 
     def _advance(self, stream: str, account: _Account, to: Tally) -> None:
         gap = to - account.produced

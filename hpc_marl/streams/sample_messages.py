@@ -1,7 +1,9 @@
-"""What sample senders and receivers say to each other: msgpack headers, batches as raw frames.
+"""What sample senders and receivers say to each other by ZMQ: msgpack headers, batches as raw frames.
 
-sender   -> receiver   Hello, Commit (+ the batch where memory is not shared), Ping, Goodbye
+sender   -> receiver   Hello, Commit + the batch, Ping, Goodbye
 receiver -> sender     Welcome | Refused | Unknown, Credit, Pong, Farewell
+
+Where memory is shared, a `SampleLane` takes the place of Commit and Credit.
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ from typing import Annotated, cast
 import msgspec
 
 from hpc_marl.base import serialization
+from hpc_marl.base.doorbell import DoorbellHandle
 from hpc_marl.base.shared_memory import SharedMemoryHandle
 from hpc_marl.data import SampleLayout
 from hpc_marl.streams.ledger import Tally
 from hpc_marl.streams.sample_credits import Grant
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -49,6 +52,16 @@ class _SenderMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """All that the sender has committed before this message."""
 
 
+class SharedParts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a receiver on the same node needs to read batches in place."""
+
+    slots: SharedMemoryHandle
+    lane: SharedMemoryHandle
+    """Made for this receiver; see `SampleLane`."""
+    bell: DoorbellHandle
+    """Wakes the sender."""
+
+
 class Hello(_SenderMessage, frozen=True, kw_only=True):
     """Asks to be let in."""
 
@@ -61,11 +74,11 @@ class Hello(_SenderMessage, frozen=True, kw_only=True):
     layout: SampleLayout
     num_slots: SlotCount
     num_groups: SlotCount
-    shared_memory: SharedMemoryHandle | None
+    shared: SharedParts | None
 
 
 class Commit(_SenderMessage, frozen=True, kw_only=True):
-    """One batch: `seq` is `produced.batches`. Its bytes are in shared memory or in the next frame."""
+    """One batch: `seq` is `produced.batches`. Its bytes are in the next frame."""
 
     slot: Count
     metadata: SampleMetadata
@@ -87,8 +100,10 @@ class Welcome(_ReceiverMessage, frozen=True, kw_only=True):
     """Let in."""
 
     grant: Grant
-    shared_memory: bool
-    """Whether the receiver reads the sender's slots in place."""
+    first_seq: Count
+    """Number of the first batch that counts: those before it were for another receiver, or are lost."""
+    bell: DoorbellHandle | None
+    """Wakes the receiver, which reads the sender's slots in place; None where batches must come by ZMQ."""
 
 
 class Refused(_ReceiverMessage, frozen=True, kw_only=True):
@@ -182,6 +197,7 @@ _EQUAL_IN_LAYOUTS = ("num_steps", "memory_size", "chunk_length")
 _EQUAL_IN_SPECS = (
     "agent_names",
     "observation_size",
+    "image_shape",
     "state_size",
     "num_actions",
     "action_size",

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
+from hpc_marl.base.doorbell import DoorbellButton
+from hpc_marl.base.network import host_identity
 from hpc_marl.data import SampleBatch
-from hpc_marl.errors import ProtocolError
-from hpc_marl.streams.ledger import Tally
+from hpc_marl.errors import ProtocolError, StreamError
 from hpc_marl.streams.links import aligned
-from hpc_marl.streams.sample_messages import Commit, Hello, SampleMetadata
+from hpc_marl.streams.sample_credits import Grant
+from hpc_marl.streams.sample_lane import Record, SampleLane
+from hpc_marl.streams.sample_messages import Hello, SampleMetadata, SharedParts
 from hpc_marl.streams.sample_slots import SampleSlots
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,57 +38,108 @@ class ReceivedBatch:
     """shared_memory or zmq."""
 
 
-@dataclass
+@dataclass(eq=False)
+class Shared:
+    """What a receiver maps of one sender of the same node."""
+
+    slots: SampleSlots
+    lane: SampleLane
+    button: DoorbellButton
+
+    @classmethod
+    def of(cls, hello: Hello) -> Shared | None:
+        """Map what a hello announces; return None where that is nothing, or out of reach."""
+        if hello.shared is None or hello.host_identity != host_identity():
+            return None
+        try:
+            return cls._attach(hello, hello.shared)
+        except StreamError as error:
+            _logger.info("samples of %s come by ZMQ: %s", hello.worker_name, error)
+            return None
+
+    @classmethod
+    def _attach(cls, hello: Hello, parts: SharedParts) -> Shared:
+        with contextlib.ExitStack() as opened:
+            slots = SampleSlots.attach(hello.layout, hello.num_slots, parts.slots)
+            opened.callback(slots.close)
+            lane = SampleLane.attach(hello.layout, hello.num_slots, parts.lane)
+            opened.callback(lane.close)
+            button = DoorbellButton(parts.bell)
+            opened.pop_all()
+        return cls(slots, lane, button)
+
+    def give(self, grant: Grant) -> None:
+        """Tell the sender its grant and what was released in its lane."""
+        self.lane.give(grant)
+        if self.lane.publish_news():
+            self.button.ring()
+
+    def close(self) -> None:
+        """Let go of it; batches in hand keep what they view."""
+        self.slots.close()
+        self.lane.close()
+        self.button.close()
+
+
+@dataclass(eq=False)
 class Peer:
     """One sender that was let in."""
 
     hello: Hello
     routing_id: bytes
-    slots: SampleSlots | None
-    """None where its memory is not shared."""
+    shared: Shared | None
+    """None where its batches come by ZMQ."""
+    first_seq: int
+    """Number of the first batch that counts."""
     serial: int
     """Of its newest message."""
+    seen: tuple[int, int] = (-1, -1)
+    """What its lane said when it was looked at last."""
     held: dict[int, int] = field(default_factory=dict)
     """Slot of each batch that has not been released, by sequence number."""
+    nbytes: int = field(init=False)
+    """Of each batch."""
+
+    def __post_init__(self) -> None:
+        """Work out once what is needed for every batch."""
+        self.nbytes = self.hello.layout.nbytes
 
     @property
     def transport(self) -> str:
         """How its batches come: shared_memory or zmq."""
-        return "zmq" if self.slots is None else "shared_memory"
+        return "zmq" if self.shared is None else "shared_memory"
 
-    def unpack(self, commit: Commit, payload: list[Any]) -> ReceivedBatch:
-        """Return the batch that a commit announces; the frames of `payload` hold it where memory is not shared.
+    def has_news(self) -> bool:
+        """Return whether its lane says what it did not say before."""
+        return self.shared is not None and self.shared.lane.sender_state() != self.seen
+
+    def unpack(self, record: Record, payload: list[Any]) -> ReceivedBatch:
+        """Return the batch that a record announces; the frames of `payload` hold it where memory is not shared.
 
         Raises:
             ProtocolError: the slot is not one that the sender can have used, or the frames are not one batch.
         """
-        hello = self.hello
-        if commit.slot >= hello.num_slots or commit.slot in self.held.values():
-            raise ProtocolError(f"{hello.worker_name} committed slot {commit.slot}, which it cannot have")
-        if self.slots is not None:
-            if payload:
-                raise ProtocolError(f"{hello.worker_name} sent the bytes of a batch in shared memory")
-            batch = self.slots.batches[commit.slot]
+        hello, slot = self.hello, record.slot
+        if slot >= hello.num_slots or slot in self.held.values():
+            raise ProtocolError(f"{hello.worker_name} committed slot {slot}, which it cannot have")
+        if self.shared is not None:
+            batch = self.shared.slots.batches[slot]
         else:
-            if len(payload) != 1 or len(payload[0]) != hello.layout.nbytes:
-                raise ProtocolError(f"a batch of {hello.worker_name} is not {hello.layout.nbytes} bytes")
+            if len(payload) != 1 or len(payload[0]) != self.nbytes:
+                raise ProtocolError(f"a batch of {hello.worker_name} is not {self.nbytes} bytes")
             batch = hello.layout.view(aligned(payload[0].buffer))
         return ReceivedBatch(
             batch=batch,
             worker_name=hello.worker_name,
             incarnation=hello.incarnation,
             stream=hello.stream,
-            seq=commit.produced.batches,
-            metadata=commit.metadata,
-            nbytes=hello.layout.nbytes,
+            seq=record.seq,
+            metadata=record.metadata,
+            nbytes=self.nbytes,
             transport=self.transport,
         )
 
-    def counted(self) -> Tally | None:
-        """Return what it has committed by its shared counters, which outlive it; None where it has none."""
-        return None if self.slots is None else self.slots.counted()
-
     def close(self) -> None:
         """Let go of its memory; batches in hand keep what they view."""
-        if self.slots is not None:
-            self.slots.close()
+        if self.shared is not None:
+            self.shared.close()

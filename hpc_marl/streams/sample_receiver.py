@@ -4,7 +4,9 @@
 
 Why nothing here grows: every batch that arrives was granted before, and all grants together stay within
 `max_bytes` (`CreditBook` has the argument). Batches of senders on the same node are not even copied: they
-are read in the slot that the environment wrote, which is not written again before it is released here.
+are read in the slot that the environment wrote, which is not written again before it is released here. Both
+ends speak of them through a `SampleLane`: no message is sent for such a batch, only a bell rung if the other
+end sleeps.
 
 Why each batch counts at most once: `Ledger` books every sequence number of every stream exactly once; what
 it has booked before is ignored when it comes again. Of several lives of one actor only the newest is
@@ -14,41 +16,42 @@ before its predecessor makes the sender send both again.
 
 from __future__ import annotations
 
-import errno
 import logging
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import zmq
 
-from hpc_marl.base import serialization
-from hpc_marl.base.network import host_identity
 from hpc_marl.base.run_context import RunContext
-from hpc_marl.errors import ProtocolError, StreamError
+from hpc_marl.base.shared_memory import fence
+from hpc_marl.errors import ProtocolError
 from hpc_marl.streams.ledger import Ledger, Tally
-from hpc_marl.streams.links import Transport
+from hpc_marl.streams.links import Transport, can_receive
 from hpc_marl.streams.sample_admission import FENCED, Admission
+from hpc_marl.streams.sample_answers import PATIENCE_S, Answers
 from hpc_marl.streams.sample_credits import CreditBook
+from hpc_marl.streams.sample_lane import Record
 from hpc_marl.streams.sample_messages import (
     Commit,
-    Credit,
     Farewell,
     Goodbye,
     Hello,
     Ping,
     Pong,
-    ReceiverMessage,
     Refused,
     SenderMessage,
     Unknown,
     Welcome,
     decode_sender_message,
 )
-from hpc_marl.streams.sample_peer import Peer, ReceivedBatch
-from hpc_marl.streams.sample_slots import SampleSlots
+from hpc_marl.streams.sample_peer import Peer, ReceivedBatch, Shared
+from hpc_marl.streams.sample_sleep import Sleep
 from hpc_marl.streams.sample_statistics import ReceiverStatistics
 
+_ZMQ_INTERVAL_S = 0.0002
+"""Between two looks at the socket by a receiver that does not wait: each costs 2 us."""
 _MAX_MESSAGES_PER_POLL = 4096  # a flood must not keep the trainer from its work
 
 _logger = logging.getLogger(__name__)
@@ -89,8 +92,11 @@ class SampleReceiver:
         self._ready: deque[ReceivedBatch] = deque()
         self._received = self._held = self._held_bytes = self._peak_held_bytes = 0
         self._ignored: Counter[str] = Counter()
+        self._next_look_s = 0.0
         bound = context.sockets.bind(zmq.ROUTER, context.bind_hosts, max_message_bytes=max_message_bytes)
         self._socket = bound.socket
+        self._sleep = Sleep(self._socket)
+        self._answers = Answers(self._socket, self._peers, self._credits, self._ignored)
         self._handlers: dict[type, Callable[[Peer, Any, list[Any]], None]] = {
             Commit: self._take_commit,
             Ping: self._take_ping,
@@ -101,15 +107,45 @@ class SampleReceiver:
     def poll(self, timeout_s: float = 0.0) -> int:
         """Take in what has arrived, waiting up to `timeout_s` for the first of it; return the new batches."""
         before = self._received
-        if self._socket.poll(max(round(timeout_s * 1000), 0)):
-            for _ in range(_MAX_MESSAGES_PER_POLL):
-                try:
-                    frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-                except zmq.Again:
-                    break
-                self._take_message(frames)
-        self._tell(self._credits.rebalance())
+        heard, now = self._read_lanes(), time.monotonic()
+        if timeout_s > 0 and not (heard or self._read_messages()):
+            self._wait(timeout_s)
+        elif now >= self._next_look_s:
+            self._next_look_s = now + _ZMQ_INTERVAL_S
+            self._read_messages()
+        self._answers.tell(self._credits.rebalance())
         return self._received - before
+
+    def _wait(self, timeout_s: float) -> None:
+        """Sleep until something arrives; meanwhile no sender is kept waiting for what was released."""
+        heard = False
+        if self._answers.are_waiting:
+            self._sleep.wait(self._peers.values(), min(timeout_s, PATIENCE_S))
+            heard = self._read_lanes() | self._read_messages()
+            self._answers.tell([], now=not heard)
+        if not heard:
+            self._sleep.wait(self._peers.values(), timeout_s)
+            self._read_lanes()
+            self._read_messages()
+
+    def _read_lanes(self) -> bool:
+        """Take in the batches that are in shared memory; return whether there was anything new."""
+        news = [peer for peer in self._peers.values() if peer.has_news()]
+        for peer in news:
+            self._read_lane(peer)
+        return bool(news)
+
+    def _read_messages(self) -> bool:
+        """Take in what came by ZMQ; return whether there was anything."""
+        if not can_receive(self._socket):
+            return False
+        for _ in range(_MAX_MESSAGES_PER_POLL):
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                break
+            self._take_message(frames)
+        return True
 
     def take(self, max_count: int | None = None) -> list[ReceivedBatch]:
         """Return batches that have arrived, oldest first; each must be given to `consume` or `drop` later."""
@@ -138,7 +174,7 @@ class SampleReceiver:
         self._admission.fence(incarnation)
         for peer in [peer for peer in self._peers.values() if peer.hello.incarnation == incarnation]:
             self._retire(peer)
-        self._tell(self._credits.rebalance())
+        self._answers.tell(self._credits.rebalance())
 
     @property
     def is_full(self) -> bool:
@@ -165,13 +201,13 @@ class SampleReceiver:
     def close(self) -> None:
         """Stop listening; batches in hand stay readable and the ledger open."""
         self._socket.close()
+        self._sleep.close()
         for stream, peer in self._peers.items():
             self._credits.leave(stream, len(peer.held))
             peer.close()
         self._peers.clear()
 
     def _settle(self, batches: Iterable[ReceivedBatch], book: Callable[[str, int], None]) -> None:
-        released: dict[str, list[int]] = {}
         for received in batches:
             book(received.stream, received.seq)
             self._held -= 1
@@ -180,28 +216,8 @@ class SampleReceiver:
             if peer is None:
                 self._credits.settle_left(received.nbytes)
             else:
-                del peer.held[received.seq]
-                released.setdefault(received.stream, []).append(received.seq)
-        self._tell(self._credits.rebalance(), released)
-
-    def _tell(self, changed: Sequence[str], released: dict[str, list[int]] | None = None) -> None:
-        """Send senders what was released and their grant."""
-        released = released or {}
-        for stream in dict.fromkeys((*released, *changed)):
-            grant = self._credits.grant(stream)
-            credit = Credit(stream=stream, released=released.get(stream, []), grant=grant)
-            self._send(self._peers[stream].routing_id, credit)
-
-    def _send(self, routing_id: bytes, message: ReceiverMessage) -> None:
-        """Send without waiting. A message that cannot leave is made up for when the sender asks (Ping)."""
-        try:
-            self._socket.send_multipart([routing_id, serialization.encode(message)], zmq.NOBLOCK)
-        except zmq.Again:
-            self._ignored["unsendable"] += 1
-        except zmq.ZMQError as error:
-            if error.errno != errno.EHOSTUNREACH:
-                raise
-            self._ignored["unsendable"] += 1
+                self._answers.release(peer, received.seq)
+        self._answers.tell(self._credits.rebalance())
 
     # ---- what senders say
 
@@ -212,9 +228,12 @@ class SampleReceiver:
             message = decode_sender_message(frames[1].buffer)
             self._dispatch(frames[0].bytes, message, frames[2:])
         except ProtocolError as error:
-            count = self._ignored["malformed"] = self._ignored["malformed"] + 1
-            if count.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...: garbage must not fill the log
-                _logger.warning("ignored malformed message %d on the sample stream: %s", count, str(error))
+            self._note_malformed(error)
+
+    def _note_malformed(self, error: ProtocolError) -> None:
+        count = self._ignored["malformed"] = self._ignored["malformed"] + 1
+        if count.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...: garbage must not fill the log
+            _logger.warning("ignored malformed message %d on the sample stream: %s", count, str(error))
 
     def _dispatch(self, routing_id: bytes, message: SenderMessage, payload: list[Any]) -> None:
         peer = self._peers.get(message.stream)
@@ -225,7 +244,7 @@ class SampleReceiver:
                 self._take_hello(routing_id, message)
             else:
                 self._ignored["unknown"] += 1
-                self._send(routing_id, Unknown(stream=message.stream))
+                self._answers.send(routing_id, Unknown(stream=message.stream))
             return
         if message.serial <= peer.serial:
             self._ignored["overtaken"] += 1
@@ -239,17 +258,18 @@ class SampleReceiver:
 
     def _take_hello(self, routing_id: bytes, hello: Hello) -> None:
         problem = self._admission.problem(hello)
-        slots = None if problem else self._attach(hello)
-        if problem is None and slots is None:
+        shared = None if problem or self._transport == "zmq" else Shared.of(hello)
+        if problem is None and shared is None:
             problem = self._admission.size_problem(hello)
         if problem is not None:
             self._ignored["fenced" if problem == FENCED else "refused"] += 1
-            self._send(routing_id, Refused(stream=hello.stream, message=problem))
+            self._answers.send(routing_id, Refused(stream=hello.stream, message=problem))
             return
         self.ledger.produced(hello.stream, hello.produced)
         self._supersede(hello)
         self._admission.admit(hello)
-        peer = Peer(hello, routing_id, slots, hello.serial)
+        first_seq = self.ledger.next_seq(hello.stream) or 0
+        peer = Peer(hello, routing_id, shared, first_seq, hello.serial)
         self._peers[hello.stream] = peer
         self._by_name[hello.worker_name] = hello.stream
         self._credits.join(
@@ -261,29 +281,23 @@ class SampleReceiver:
         )
         self._welcome(peer)
 
-    def _attach(self, hello: Hello) -> SampleSlots | None:
-        same_node = hello.host_identity == host_identity()
-        if self._transport != "auto" or hello.shared_memory is None or not same_node:
-            return None
-        try:
-            return SampleSlots.attach(hello.layout, hello.num_slots, hello.shared_memory)
-        except StreamError as error:
-            _logger.info("samples of %s come by ZMQ: %s", hello.worker_name, error)
-            return None
-
     def _welcome(self, peer: Peer) -> None:
-        grant = self._credits.grant(peer.hello.stream)
-        shared = peer.slots is not None
-        self._send(peer.routing_id, Welcome(stream=peer.hello.stream, grant=grant, shared_memory=shared))
+        stream, shared = peer.hello.stream, peer.shared
+        grant = self._credits.grant(stream)
+        if shared is not None:
+            shared.give(grant)
+        bell = None if shared is None else self._sleep.bell.handle()
+        welcome = Welcome(stream=stream, grant=grant, first_seq=peer.first_seq, bell=bell)
+        self._answers.send(peer.routing_id, welcome)
 
     def _turn_away(self, routing_id: bytes, message: SenderMessage) -> None:
         """Answer a stream that has ended: fenced off, or its goodbye was answered and the answer lost."""
         self._ignored["fenced"] += 1
         stream = message.stream
         if isinstance(message, Goodbye):
-            self._send(routing_id, Farewell(stream=stream))
+            self._answers.send(routing_id, Farewell(stream=stream))
         else:
-            self._send(routing_id, Refused(stream=stream, message=FENCED))
+            self._answers.send(routing_id, Refused(stream=stream, message=FENCED))
 
     def _supersede(self, hello: Hello) -> None:
         """Fence off the earlier life of the worker that says hello, or its earlier sender."""
@@ -295,7 +309,8 @@ class SampleReceiver:
 
     def _retire(self, peer: Peer) -> None:
         """Let go of a sender that cannot say goodbye. Its batches in hand stay valid: we map them too."""
-        self._end(peer, peer.counted())
+        if self._read_lane(peer):
+            self._end(peer, None)
 
     def _end(self, peer: Peer, total: Tally | None) -> None:
         stream = peer.hello.stream
@@ -320,10 +335,33 @@ class SampleReceiver:
             self._ignored["early"] += 1
             self._send_pong(peer, commit)
             return
-        received = peer.unpack(commit, payload)
-        tally = Tally(1, commit.metadata.env_steps, commit.metadata.agent_steps)
-        self.ledger.received(received.stream, received.seq, before=commit.produced, batch=tally)
-        peer.held[received.seq] = commit.slot
+        self._book(peer, Record(expected, commit.slot, commit.produced, commit.metadata), payload)
+
+    def _read_lane(self, peer: Peer) -> bool:
+        """Take in what the sender has written to its lane; return False where that makes no sense and it must go."""
+        if peer.shared is None:
+            return True
+        stream, lane = peer.hello.stream, peer.shared.lane
+        peer.seen = lane.sender_state()
+        fence()
+        try:
+            for record in lane.records(self.ledger.next_seq(stream) or 0, peer.seen[0]):
+                self._book(peer, record, [])
+        except ProtocolError as error:
+            self._note_malformed(error)
+            self._end(peer, None)
+            self._answers.send(
+                peer.routing_id, Refused(stream=stream, message=f"its lane is broken: {error}")
+            )
+            return False
+        self._credits.confirm(stream, *lane.told())
+        return True
+
+    def _book(self, peer: Peer, record: Record, payload: list[Any]) -> None:
+        received = peer.unpack(record, payload)
+        tally = Tally(1, record.metadata.env_steps, record.metadata.agent_steps)
+        self.ledger.received(received.stream, received.seq, before=record.before, batch=tally)
+        peer.held[received.seq] = record.slot
         self._ready.append(received)
         self._received += 1
         self._held += 1
@@ -331,7 +369,8 @@ class SampleReceiver:
         self._peak_held_bytes = max(self._peak_held_bytes, self._held_bytes)
 
     def _take_ping(self, peer: Peer, ping: Ping, payload: list[Any]) -> None:
-        self._send_pong(peer, ping)
+        if self._read_lane(peer):
+            self._send_pong(peer, ping)
 
     def _send_pong(self, peer: Peer, message: Commit | Ping) -> None:
         # Messages of one connection keep their order, so what was sent before this and has not arrived never will.
@@ -343,8 +382,9 @@ class SampleReceiver:
             held=sorted(peer.held),
             grant=self._credits.grant(peer.hello.stream),
         )
-        self._send(peer.routing_id, pong)
+        self._answers.send(peer.routing_id, pong)
 
     def _take_goodbye(self, peer: Peer, goodbye: Goodbye, payload: list[Any]) -> None:
-        self._end(peer, goodbye.produced)
-        self._send(peer.routing_id, Farewell(stream=peer.hello.stream))
+        if self._read_lane(peer):
+            self._end(peer, goodbye.produced)
+        self._answers.send(peer.routing_id, Farewell(stream=peer.hello.stream))

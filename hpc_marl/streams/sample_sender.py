@@ -1,26 +1,26 @@
 """SampleSender: the actor's end of the sample stream.
 
-    acquire() -> slot, written in place by the environment -> commit() -> under way -> released by the
-    receiver
+    acquire() -> slot, written in place by the environment -> commit() -> under way -> released by the receiver
        |  None: no credit                                        |
        '                                                     abandon(): free again, was never produced
 
     seeking --(name entry found: hello)--> greeting --(welcome)--> streaming --(another receiver)--> greeting
 
-Why no queue grows: a batch only exists in one of `num_slots` slots, and a slot can only be acquired within
-the grant.
+Why no queue grows: a batch only exists in one of `num_slots` slots, and a slot can only be acquired within the grant.
 
-Why no batch is counted twice or silently missing: batches are numbered when they are committed, and every
-message says how many came before. A batch that was under way to a receiver that died is *not* sent again to
-its
-successor: it was sampled for a policy that the successor has already replaced or rolled back, and sending it
-twice would ask the successor to know what its predecessor had learned from. Its number is simply never
-seen, and the ledger books the gap as lost.
+Why no batch is counted twice or silently missing: batches are numbered when they are committed, and every message says
+how many came before. A batch that was under way to a receiver that died is *not* sent again to its successor: it was
+sampled for a policy that the successor has already replaced or rolled back, and sending it twice would ask the
+successor to know what its predecessor had learned from. Its number is simply never seen, and the ledger books the gap
+as lost.
 
-What repairs a broken connection to a living receiver: batches wait in their slots while there is none. The
-receiver takes them in order only, and says what it expects next when one comes too early or when it is
-asked by Ping; what was swallowed by the break is sent again then. So a run is the same with the break and
-without it; a synchronous trainer, which waits for a certain batch, gets it.
+On one node batches do not travel: the receiver reads the slots, and both ends speak of them through a `SampleLane`. The
+connection stays for letting each other in and saying goodbye; while it is broken the lane goes on.
+
+Across nodes, what repairs a broken connection to a living receiver: batches wait in their slots while there is none.
+The receiver takes them in order only, and says what it expects next when one comes too early or when it is asked by
+Ping; what was swallowed by the break is sent again then. So a run is the same with the break and without it; a
+synchronous trainer, which waits for a certain batch, gets it.
 """
 
 from __future__ import annotations
@@ -29,19 +29,21 @@ import contextlib
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import zmq
 
-from hpc_marl.base import serialization
+from hpc_marl.base.doorbell import Doorbell
 from hpc_marl.base.network import host_identity
 from hpc_marl.base.run_context import RunContext
+from hpc_marl.base.shared_memory import fence
 from hpc_marl.data import SampleBatch, SampleLayout
 from hpc_marl.errors import ProtocolError, StreamError
 from hpc_marl.streams.ledger import NOTHING, Tally
-from hpc_marl.streams.links import RecordWatch, Transport, can_receive, can_send, connect
+from hpc_marl.streams.links import RecordWatch, Transport, can_receive, connect
 from hpc_marl.streams.sample_credits import Grant
+from hpc_marl.streams.sample_lane import SampleLane
+from hpc_marl.streams.sample_link import SenderLink
 from hpc_marl.streams.sample_messages import (
     PROTOCOL_VERSION,
     Commit,
@@ -53,53 +55,26 @@ from hpc_marl.streams.sample_messages import (
     Pong,
     Refused,
     SampleMetadata,
-    SenderMessage,
+    SharedParts,
     Unknown,
     Welcome,
     decode_receiver_message,
 )
 from hpc_marl.streams.sample_slots import SampleSlots
 from hpc_marl.streams.sample_statistics import SenderStatistics
-from hpc_marl.streams.sender_slots import SenderSlots, Slot
+from hpc_marl.streams.sender_slots import SenderSlots
 
 _SILENCE_S = 1.0
 """A receiver that says nothing for this long while it is waited for is asked, and looked up again."""
 _REPAIR_S = 5.0
 """Between two questions to a receiver that does not answer (a long update, most likely) or is not silent."""
 _LONGEST_WAIT_S = 0.1
-_NO_GRANT = Grant(0, 0)
+_ZMQ_INTERVAL_S = 0.0002
+"""Between two looks at the socket, which cost 2 us each: an actor polls at every step."""
+_LANE_INTERVAL_S = 0.01
+"""The same where batches go by the lane, which costs next to nothing to look at."""
 
 _Message = TypeVar("_Message", Hello, Commit, Ping, Goodbye)
-
-
-@dataclass
-class _Link:
-    """The connection to the present receiver, and what was said over it."""
-
-    socket: zmq.Socket[bytes] | None = None
-    is_streaming: bool = False
-    """The receiver has let us in."""
-    grant: Grant = _NO_GRANT
-    transport: str = "none"
-    refusal: str | None = None
-    told: tuple[int, int] = (0, 0)
-    """Number of the grant and limit that the receiver was told last."""
-    heard_s: float = float("-inf")
-    greeted_s: float = float("-inf")
-    asked_s: float = field(default_factory=time.monotonic)
-    is_asked: bool = False
-    farewell: bool = False
-
-    def is_connected(self) -> bool:
-        return self.socket is not None and can_send(self.socket)
-
-    def is_silent(self) -> bool:
-        return time.monotonic() - self.heard_s >= _SILENCE_S
-
-    def disconnect(self, linger_ms: int | None) -> None:
-        if self.socket is not None:
-            self.socket.close(linger=linger_ms)
-            self.socket = None
 
 
 class SampleSender:
@@ -143,10 +118,12 @@ class SampleSender:
         self._memory = SampleSlots.create(
             layout, num_slots, shared=transport == "auto", label=f"hpc_marl samples {worker_name}"
         )
+        self._bell = Doorbell()
         self._slots = SenderSlots(self._memory, num_groups)
         self._produced = NOTHING
         self._serial = 0
-        self._link = _Link()
+        self._link = SenderLink()
+        self._next_look_s = 0.0
         self._released = self._lost = self._abandoned = self._refused_acquires = self._receivers = 0
         self._resent = 0
         self._closed = False
@@ -180,18 +157,27 @@ class SampleSender:
     def commit(self, batch: SampleBatch, metadata: SampleMetadata) -> int:
         """Send a batch that was acquired and is now full; return its sequence number.
 
-        The batch must not be touched any more. It never waits: without a connection the batch stays in its
-        slot.
+        The batch must not be touched any more. It never waits: without a connection the batch stays in its slot.
 
         Raises:
-            StreamError: the batch is not one that was acquired, or is of another group.
+            StreamError: it is not a batch that was acquired, is of another group, or has more episodes than steps.
         """
-        seq = self._produced.batches
-        self._slots.commit(batch, metadata, before=self._produced)
-        self._produced += Tally(1, metadata.env_steps, metadata.agent_steps)
-        self._memory.count(self._produced)
-        self._flush()
-        return seq
+        link, before = self._link, self._produced
+        encoded = b"" if link.lane is None else link.lane.check_fits(metadata)
+        slot = self._slots.commit(batch, metadata, before)
+        self._produced = Tally(
+            before.batches + 1,
+            before.env_steps + metadata.env_steps,
+            before.agent_steps + metadata.agent_steps,
+        )
+        if link.lane is not None:
+            link.lane.commit(slot.index, before, encoded)
+        if link.uses_lane:
+            self._slots.unsent.clear()
+            link.ring()
+        else:
+            self._flush()
+        return before.batches
 
     def abandon(self, batch: SampleBatch) -> None:
         """Give an acquired batch back unused.
@@ -211,17 +197,23 @@ class SampleSender:
         Raises:
             StreamError: the receiver refuses this sender for good; the message says why.
         """
+        if timeout_s <= 0 and time.monotonic() < self._next_look_s:
+            if self._link.uses_lane:
+                self._read_lane()
+            return
         if self._closed:
             raise StreamError("this sample sender is closed")
         self._look_for_receiver()
         if self._link.socket is None:
-            time.sleep(min(timeout_s, _LONGEST_WAIT_S))
+            time.sleep(min(max(timeout_s, 0.0), _LONGEST_WAIT_S))
         else:
             if timeout_s > 0:
-                self._link.socket.poll(round(timeout_s * 1000) + 1)
+                self._link.wait(self._bell, min(timeout_s, _LONGEST_WAIT_S))
             self._receive()
             self._flush()
             self._keep_in_touch()
+            interval = _LANE_INTERVAL_S if self._link.uses_lane else _ZMQ_INTERVAL_S
+            self._next_look_s = time.monotonic() + interval
         if self._link.refusal is not None:
             raise StreamError(f"the trainer refuses the samples of {self._worker_name}: {self._link.refusal}")
 
@@ -248,9 +240,10 @@ class SampleSender:
         """Say goodbye and let go; waits until all batches have arrived, or for `drain_timeout_s`."""
         if self._closed:
             return
-        self._closed = True
+        self._closed, self._next_look_s = True, 0.0
         self._say_goodbye(time.monotonic() + drain_timeout_s)
-        self._link.disconnect(linger_ms=0 if self._link.farewell else None)
+        self._link.close(linger_ms=0 if self._link.farewell else None)
+        self._bell.close()
         self._slots.clear()
         self._memory.close()
 
@@ -260,7 +253,7 @@ class SampleSender:
             self._receive()
             self._flush()
             if not said and not self._slots.unsent:
-                said = self._send(self._message(Goodbye))
+                said = self._link.send(self._message(Goodbye))
             remaining = deadline_s - time.monotonic()
             if link.farewell or remaining <= 0:
                 return
@@ -271,24 +264,35 @@ class SampleSender:
     def _look_for_receiver(self) -> None:
         link = self._link
         waiting = not link.is_streaming or self._slots.num_under_way > 0 or link.grant.batches == 0
-        if not waiting or not link.is_silent():
+        if not waiting or not link.is_silent(_SILENCE_S):
             return
         if self._watch.found_new(connected=link.is_connected()) and self._watch.record is not None:
-            link.disconnect(linger_ms=0)
+            link.close(linger_ms=0)
             self._lost += self._slots.lose()
-            self._link = _Link(socket=connect(self._context, self._watch.record))
+            self._link = SenderLink(connect(self._context, self._watch.record))
+            self._link.open_lane(self._new_lane())
+
+    def _new_lane(self) -> SampleLane | None:
+        if self._memory.handle is None:
+            return None
+        label = f"hpc_marl lane {self._worker_name}"
+        lane = SampleLane.create(self._layout, len(self._slots), self._produced.batches, label)
+        lane.tell(0, self._slots.num_in_use)
+        return lane
 
     def _keep_in_touch(self) -> None:
         link, now = self._link, time.monotonic()
         if not link.is_streaming:
-            if now - link.greeted_s >= _SILENCE_S and self._send(self._hello()):
+            if now - link.greeted_s >= _SILENCE_S and self._link.send(self._hello()):
                 link.greeted_s = now
             return
         if self._slots.unsent:
             return
+        if link.uses_lane:
+            link.tell(self._limit())
         news = link.told != (link.grant.number, self._limit())
-        overdue = now - link.asked_s >= _REPAIR_S or (link.is_silent() and not link.is_asked)
-        if (news or (overdue and self._slots.num_under_way > 0)) and self._send(self._message(Ping)):
+        overdue = now - link.asked_s >= _REPAIR_S or (link.is_silent(_SILENCE_S) and not link.is_asked)
+        if (news or (overdue and self._slots.num_under_way > 0)) and self._link.send(self._message(Ping)):
             link.asked_s, link.is_asked = now, True
 
     def _flush(self) -> None:
@@ -296,26 +300,10 @@ class SampleSender:
         while self._slots.unsent and self._link.is_streaming:
             slot = self._slots.unsent[0]
             commit = self._message(Commit, produced=slot.before, slot=slot.index, metadata=slot.metadata)
-            if not self._send(commit, None if self._link.transport == "shared_memory" else slot):
+            if not self._link.send(commit, slot):
                 return
             slot.serial = commit.serial
             self._slots.unsent.popleft()
-
-    def _send(self, message: SenderMessage, payload: Slot | None = None) -> bool:
-        """Send without waiting; return False where there is no connection or it is full."""
-        socket = self._link.socket
-        assert socket is not None
-        header = serialization.encode(message)
-        try:
-            if payload is None:
-                socket.send(header, zmq.NOBLOCK)
-            else:
-                frames: list[bytes | memoryview] = [header, payload.buffer]
-                payload.tracker = socket.send_multipart(frames, zmq.NOBLOCK, copy=False, track=True)
-        except zmq.Again:
-            return False
-        self._link.told = (message.heard, message.limit)
-        return True
 
     def _limit(self) -> int:
         return max(self._link.grant.batches, self._slots.num_in_use)
@@ -333,6 +321,9 @@ class SampleSender:
         return kind(**{**common, **fields})
 
     def _hello(self) -> Hello:
+        slots, lane, shared = self._memory.handle, self._link.lane, None
+        if slots is not None and lane is not None:
+            shared = SharedParts(slots=slots, lane=lane.handle, bell=self._bell.handle())
         return self._message(
             Hello,
             protocol=PROTOCOL_VERSION,
@@ -343,7 +334,7 @@ class SampleSender:
             layout=self._layout,
             num_slots=len(self._slots),
             num_groups=self._num_groups,
-            shared_memory=self._memory.handle,
+            shared=shared,
         )
 
     # ---- from the receiver
@@ -352,19 +343,32 @@ class SampleSender:
         socket = self._link.socket
         while socket is not None and can_receive(socket):
             frames = socket.recv_multipart(zmq.NOBLOCK)
-            # Only the holder of the server's key can have sent it; a newer version might say what we do not
-            # know.
+            # Only the holder of the server's key can have sent it; a newer version might say what we do not know.
             with contextlib.suppress(ProtocolError):
                 message = decode_receiver_message(frames[0])
                 if message.stream == self._stream:
                     self._link.heard_s = time.monotonic()
                     self._handlers[type(message)](message)
+        if self._link.uses_lane:
+            self._read_lane()
+
+    def _read_lane(self) -> None:
+        link, lane = self._link, self._link.lane
+        if lane is None or (news := lane.news) == link.news:
+            return
+        link.news, link.heard_s = news, time.monotonic()
+        fence()
+        self._released += self._slots.release_if(lane.is_released)
+        self._take_grant(lane.grant())
+        link.tell(self._limit())
 
     def _take_welcome(self, welcome: Welcome) -> None:
         if not self._link.is_streaming:
-            self._link.is_streaming = True
-            self._link.transport = "shared_memory" if welcome.shared_memory else "zmq"
+            self._link.stream(welcome.bell)
             self._receivers += 1
+            self._lost += self._slots.release_if(lambda _, seq: seq < welcome.first_seq)
+            if welcome.bell is not None:
+                self._slots.unsent.clear()
         self._take_grant(welcome.grant)
 
     def _take_refusal(self, refused: Refused) -> None:
@@ -373,8 +377,7 @@ class SampleSender:
     def _take_unknown(self, unknown: Unknown) -> None:
         if self._link.is_streaming:
             self._lost += self._slots.lose()
-            self._link.is_streaming = False
-            self._link.grant, self._link.greeted_s = _NO_GRANT, float("-inf")
+            self._link.open_lane(self._new_lane())
 
     def _take_credit(self, credit: Credit) -> None:
         self._released += self._slots.release(credit.released)
@@ -384,7 +387,8 @@ class SampleSender:
         self._link.is_asked = False
         settled = {seq for seq in self._slots.sent_seqs() if seq < pong.next_seq} - set(pong.held)
         self._released += self._slots.release(settled)
-        self._resent += self._slots.send_again(pong.next_seq, pong.answers)
+        if not self._link.uses_lane:
+            self._resent += self._slots.send_again(pong.next_seq, pong.answers)
         self._take_grant(pong.grant)
 
     def _take_farewell(self, farewell: Farewell) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import zmq
@@ -61,6 +61,8 @@ class SenderSlots:
         parts = zip(memory.batches, memory.buffers, strict=True)
         self._slots = [Slot(i, batch, buffer) for i, (batch, buffer) in enumerate(parts)]
         self._num_groups = num_groups
+        self._used = [0] * num_groups
+        """Slots of each group that are not free."""
         self.num_writing = 0
         """Slots that are being written."""
         self.num_under_way = 0
@@ -84,6 +86,7 @@ class SenderSlots:
         if slot is None:
             return None
         slot.state, slot.group = _State.WRITING, group
+        self._used[group] += 1
         self.num_writing += 1
         return slot.batch
 
@@ -93,11 +96,13 @@ class SenderSlots:
         Raises:
             StreamError: it is not being written.
         """
-        self._written(batch).state = _State.FREE
+        slot = self._written(batch)
+        slot.state = _State.FREE
+        self._used[slot.group] -= 1
         self.num_writing -= 1
 
-    def commit(self, batch: SampleBatch, metadata: SampleMetadata, before: Tally) -> None:
-        """Put a batch that was taken under way.
+    def commit(self, batch: SampleBatch, metadata: SampleMetadata, before: Tally) -> Slot:
+        """Put a batch that was taken under way; return its slot.
 
         Raises:
             StreamError: it is not being written, or by another group.
@@ -111,6 +116,7 @@ class SenderSlots:
         self.num_writing -= 1
         self.num_under_way += 1
         self.unsent.append(slot)
+        return slot
 
     def sent_seqs(self) -> set[int]:
         """Return the numbers of the batches that were handed to ZMQ and not yet released."""
@@ -120,11 +126,20 @@ class SenderSlots:
     def release(self, seqs: Collection[int]) -> int:
         """Free the slots of these batches; return how many there were."""
         freed = self.sent_seqs().intersection(seqs)
+        return self.release_if(lambda _, seq: seq in freed)
+
+    def release_if(self, is_released: Callable[[int, int], bool]) -> int:
+        """Free the slots that are under way and for which this holds, by index and sequence number; return how many."""
+        freed = 0
         for slot in self._slots:
-            if slot.state is _State.COMMITTED and slot.seq in freed:
+            if slot.state is _State.COMMITTED and is_released(slot.index, slot.seq):
                 slot.state = _State.FREE
-        self.num_under_way -= len(freed)
-        return len(freed)
+                self._used[slot.group] -= 1
+                freed += 1
+        self.num_under_way -= freed
+        if freed and self.unsent:
+            self.unsent = deque(slot for slot in self.unsent if slot.state is _State.COMMITTED)
+        return freed
 
     def send_again(self, next_seq: int, last_serial: int) -> int:
         """Line up again what was sent and has not arrived; return how many batches these are.
@@ -147,25 +162,18 @@ class SenderSlots:
 
     def lose(self) -> int:
         """Free all slots that are under way; return how many there were."""
-        self.unsent.clear()
-        lost = [slot for slot in self._slots if slot.state is _State.COMMITTED]
-        for slot in lost:
-            slot.state = _State.FREE
-        self.num_under_way = 0
-        return len(lost)
+        return self.release_if(lambda _, __: True)
 
     def clear(self) -> None:
         """Let go of all memory."""
         self._slots.clear()
         self.unsent.clear()
+        self._used = [0] * self._num_groups
         self.num_writing = self.num_under_way = 0
 
     def _may_take(self, group: int, granted: int) -> bool:
-        used = [0] * self._num_groups
-        for slot in self._slots:
-            if slot.state is not _State.FREE:
-                used[slot.group] += 1
-        credit = granted - sum(used)
+        used = self._used
+        credit = granted - self.num_in_use
         # A group without a batch comes first: an update may be waiting for one batch of every group.
         promised = used.count(0) if used[group] else 0
         return credit > promised and used[group] < len(self._slots) // self._num_groups

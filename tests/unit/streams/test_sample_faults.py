@@ -13,6 +13,7 @@ import msgspec
 import pytest
 import zmq
 
+from hpc_marl.base.doorbell import DoorbellHandle
 from hpc_marl.base.network import host_identity
 from hpc_marl.base.shared_memory import SharedMemoryHandle
 from hpc_marl.base.sockets import BoundSocket
@@ -25,6 +26,7 @@ from hpc_marl.streams.sample_messages import (
     Hello,
     Ping,
     SampleMetadata,
+    SharedParts,
 )
 from hpc_marl.streams.samples import SampleReceiver, SampleSender
 from tests.unit.streams import stream_process
@@ -159,7 +161,7 @@ def test_broken_connections_cost_neither_batches_nor_slots(new_context, proxied,
                 lambda: held.extend(receiver.take()),
                 lambda: fill_and_commit(sender),
             )
-        assert proxy.cut() == 1
+        until(proxy.cut, flow)  # where memory is shared the flow goes on before the connection is there again
     goal = receiver.statistics().received + 30
     until(lambda: receiver.statistics().received >= goal, flow)
     until(
@@ -193,7 +195,7 @@ def hello(**changes):
         "layout": LAYOUT,
         "num_slots": 2,
         "num_groups": 1,
-        "shared_memory": None,
+        "shared": None,
     }
     return Hello(**{**fields, **changes})
 
@@ -288,8 +290,10 @@ def test_impossible_hellos_are_refused(stranger, changes):
 
 def test_a_handle_that_leads_nowhere_means_zmq(stranger):
     receiver, send = stranger
-    nowhere = SharedMemoryHandle(pid=1, fd=0, size=64 + 2 * LAYOUT.nbytes, start_ticks=0, token=bytes(16))
-    send(packed(hello(host_identity=host_identity(), shared_memory=nowhere)))
+    nowhere = SharedMemoryHandle(pid=1, fd=0, size=2 * LAYOUT.nbytes, start_ticks=0, token=bytes(16))
+    bell = DoorbellHandle(pid=1, fd=0, inode=1, start_ticks=0)
+    shared = SharedParts(slots=nowhere, lane=nowhere, bell=bell)
+    send(packed(hello(host_identity=host_identity(), shared=shared)))
     until(lambda: receiver.statistics().senders, receiver.poll)
     assert receiver.statistics().senders_by_transport == {"zmq": 1}
 
