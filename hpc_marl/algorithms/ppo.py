@@ -15,17 +15,17 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from hpc_marl.algorithms.losses import clipped_surrogate, value_loss
-from hpc_marl.algorithms.minibatches import BatchTensors, TrainingRows
+from hpc_marl.algorithms.autograd_steps import AutogradSteps
+from hpc_marl.algorithms.flat_steps import FlatSteps
 from hpc_marl.algorithms.normalization import RunningMoments, rescale_head
 from hpc_marl.algorithms.ranks import Ranks
 from hpc_marl.algorithms.returns import Estimates, Trajectory, gae, vtrace
+from hpc_marl.algorithms.steps import Scalars, Steps
 from hpc_marl.config.algorithm import PPOConfig
 from hpc_marl.data.samples import SampleBatch
 from hpc_marl.errors import CheckpointError
-from hpc_marl.policies.actor_critic import ActorCritic, NetworkInputs
+from hpc_marl.policies.actor_critic import ActorCritic
 from hpc_marl.policies.spec import PolicySpec
 
 Array = NDArray[np.float32]
@@ -67,6 +67,7 @@ class PPO:
         seed: of initial weights and minibatch order.
         num_threads: torch's threads in this process; more than one per free core makes updates much slower.
         ranks: the trainers that learn this policy together; None: this one alone.
+        steps: how to make gradient steps; None: `FlatSteps` where they know the networks, else `AutogradSteps`.
     """
 
     def __init__(
@@ -80,22 +81,19 @@ class PPO:
         seed: int = 0,
         num_threads: int = 1,
         ranks: Ranks | None = None,
+        steps: type[AutogradSteps] | type[FlatSteps] | None = None,
     ) -> None:
         torch.set_num_threads(num_threads)
         self.config = config
         self.spec = spec
-        self.optimizer_steps = 0
         self._total_env_steps = total_env_steps
         self._correction = config.off_policy_correction if mode == "async" else "none"
-        self._device = torch.device(device)
         self._generator = torch.Generator().manual_seed(seed)
-        self.model = ActorCritic(spec, seed).to(self._device)
-        self._parameters = dict(self.model.named_parameters())
+        self.model = ActorCritic(spec, seed).to(torch.device(device))
         self._ranks = Ranks() if ranks is None else ranks
-        self._evaluation = self._ranks.wrap(_Evaluation(self.model))
-        self._optimizer = torch.optim.Adam(
-            self._parameters.values(), lr=config.learning_rate, eps=config.adam_eps, fused=True
-        )
+        if steps is None:
+            steps = FlatSteps if FlatSteps.can_learn(self.model) else AutogradSteps
+        self._steps: Steps[Any] = steps(config, self.model, self._ranks)
         self._moments = RunningMoments() if config.value_normalization != "none" else None
 
     def update(self, batch: SampleBatch, env_steps_done: int) -> dict[str, float]:
@@ -110,10 +108,11 @@ class PPO:
             that are not finite (or none a live agent) and nothing was learned; `skipped_minibatches` counts
             steps left out because of such a loss or gradient.
         """
-        learning_rate = self._set_learning_rate(env_steps_done)
-        tensors = BatchTensors(batch, self.model, self.config.memory_chunk_length, self._device)
-        inputs = tensors.step_inputs()
-        value, log_prob = self._evaluate(tensors, inputs)
+        learning_rate = self._learning_rate(env_steps_done)
+        self._steps.read(batch)
+        value, log_prob = self._steps.evaluate(with_log_prob=self._correction != "none")
+        if self._moments is not None:
+            value = self._moments.denormalize(value)
         alive = batch.alive[:-1]
         targets, metrics = self._estimate(batch, value, log_prob)
         metrics |= {"learning_rate": learning_rate, "skipped_updates": 0.0, "skipped_minibatches": 0.0}
@@ -122,8 +121,13 @@ class PPO:
         if not num_alive or num_broken:
             return metrics | {"skipped_updates": 1.0}
         metrics |= self._fit_metrics(targets, alive)
-        rows = tensors.rows(inputs, [*self._normalize(targets, alive), alive.astype(np.float32)])
-        return metrics | self._optimize(rows)
+        scalars = Scalars(*self._normalize(targets, alive), alive.astype(np.float32))
+        return metrics | self._steps.fit(scalars, self._generator, learning_rate)
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Steps made since the beginning of training."""
+        return self._steps.optimizer_steps
 
     def actor_weights(self) -> dict[str, Array]:
         """Return copies of the actor's weights, as actors load them; always finite."""
@@ -135,9 +139,7 @@ class PPO:
         if self._moments is not None:
             model |= {f"value_moments.{name}": array for name, array in self._moments.state_dict().items()}
         optim: dict[str, NDArray[Any]] = {"minibatch_rng": self._generator.get_state().numpy().copy()}
-        for name, parameter in self._parameters.items():
-            for key, tensor in self._optimizer.state[parameter].items():
-                optim[f"{key}.{name}"] = tensor.cpu().numpy().copy()
+        optim |= self._steps.state()
         return {"model": model, "optim": optim}, {"optimizer_steps": self.optimizer_steps}
 
     def load_state_dict(
@@ -162,38 +164,15 @@ class PPO:
             )
         if self._moments is not None:
             self._moments.load_state_dict({name.partition(".")[2]: array for name, array in moments.items()})
-        for name, parameter in self._parameters.items():
-            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in optim]
-            self._optimizer.state[parameter] = {
-                key: torch.from_numpy(np.array(optim[f"{key}.{name}"])).to(self._device) for key in keys
-            }
+        self._steps.load(optim)
         self._generator.set_state(torch.from_numpy(np.array(optim["minibatch_rng"], np.uint8)))
-        self.optimizer_steps = int(scalars["optimizer_steps"])
+        self._steps.optimizer_steps = int(scalars["optimizer_steps"])
 
-    def _set_learning_rate(self, env_steps_done: int) -> float:
+    def _learning_rate(self, env_steps_done: int) -> float:
         rate = self.config.learning_rate
         if self.config.anneal_learning_rate:
             rate *= max(0.0, 1.0 - env_steps_done / self._total_env_steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
         return rate
-
-    @torch.no_grad()
-    def _evaluate(self, tensors: BatchTensors, inputs: NetworkInputs) -> tuple[Array, Array | None]:
-        """Return values [T+1, E, N] in reward units and, where needed, log-probabilities [T, E, N]."""
-        log_prob = None
-        if self._correction == "none":
-            value, memory = self.model.values(inputs)
-        else:
-            features, memories = self.model.core(inputs)
-            output = self.model.policy_output(features, inputs.action_mask)
-            log_prob = tensors.restore(self.model.log_prob_entropy(output, tensors.action())[0]).cpu().numpy()
-            value = self.model.critic(inputs.own, inputs.state, inputs.present, memories)
-            memory = None if memories is None else memories[:, -1]
-        final, _ = self.model.values(tensors.final_inputs(memory))
-        final = final.squeeze(1) if tensors.is_recurrent else final
-        values = torch.cat([tensors.restore(value), final.unsqueeze(0)]).cpu().numpy()
-        return values if self._moments is None else self._moments.denormalize(values), log_prob
 
     def _estimate(
         self, batch: SampleBatch, value: Array, log_prob: Array | None
@@ -252,63 +231,6 @@ class PPO:
             target, old_value = self._moments.normalize(target), self._moments.normalize(old_value)
         return targets.old_log_prob, advantage * targets.importance, target, old_value
 
-    def _optimize(self, rows: TrainingRows) -> dict[str, float]:
-        losses: list[Tensor] = []
-        grad_norms: list[float] = []
-        log_ratios: list[tuple[Tensor, Tensor]] = []
-        skipped = 0
-        generator, together = self._ranks.generator(self._generator), self._ranks.size > 1
-        for epoch in range(self.config.num_epochs):
-            for minibatch in rows.minibatches(self.config.num_minibatches, generator, keep_empty=together):
-                loss, parts, log_ratio, weight = self._loss(minibatch)
-                self._optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                norm = torch.nn.utils.clip_grad_norm_(
-                    list(self._parameters.values()), self.config.max_grad_norm, foreach=True
-                )
-                loss_and_parts = self._ranks.mean(torch.cat([loss.detach().unsqueeze(0), parts]))
-                loss_value, grad_norm = torch.stack([loss_and_parts[0], norm]).tolist()  # one wait for both
-                if not (math.isfinite(loss_value) and math.isfinite(grad_norm)):
-                    skipped += 1
-                    continue
-                self._optimizer.step()
-                self.optimizer_steps += 1
-                losses.append(loss_and_parts[1:])
-                grad_norms.append(grad_norm)
-                if epoch == self.config.num_epochs - 1:
-                    log_ratios.append((log_ratio, weight))
-        metrics = {"skipped_minibatches": float(skipped)}
-        if losses:
-            means = torch.stack(losses).mean(dim=0).tolist()
-            metrics |= dict(zip(("policy_loss", "value_loss", "entropy"), means, strict=True))
-            metrics["grad_norm"] = float(np.mean(grad_norms))
-        return metrics | self._step_metrics(log_ratios)
-
-    def _loss(self, rows: TrainingRows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the loss, its three parts, log ratios, and the weight of each entry.
-
-        The ranks' weights sum to their number, so that the mean over the ranks is the mean over all entries.
-        """
-        config = self.config
-        old_log_prob, advantage, target, old_value, alive = rows.scalars.unbind(0)
-        weight = alive / (self._ranks.add(alive.sum()).clamp(min=1.0) / self._ranks.size)
-        log_prob, entropies, value = self._evaluation(rows.inputs, rows.action)
-        policy_loss, log_ratio = clipped_surrogate(
-            log_prob, old_log_prob, advantage, weight, clip_eps=config.clip_eps
-        )
-        critic_loss = value_loss(
-            value,
-            target,
-            old_value,
-            weight,
-            form=config.value_loss,
-            huber_delta=config.huber_delta,
-            clip_eps=config.value_clip_eps,
-        )
-        entropy = (weight * entropies).sum()
-        loss = policy_loss + config.value_coef * critic_loss - config.entropy_coef * entropy
-        return loss, torch.stack([policy_loss, critic_loss, entropy]).detach(), log_ratio.detach(), weight
-
     def _ratio_metrics(self, ratio: NDArray[np.float64]) -> dict[str, float]:
         """Return how far the policy is from the one that acted."""
         clipped = float((ratio > self.config.vtrace_rho_max).sum())
@@ -333,28 +255,3 @@ class PPO:
             "value_target_mean": mean,
             "advantage_std": math.sqrt(advantage_variance),
         }
-
-    def _step_metrics(self, log_ratios: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
-        """Return how far the last epoch found the policy from the old one (KL by mean of r - 1 - log r)."""
-        if not log_ratios:
-            return {}
-        sums = torch.zeros(2, device=log_ratios[0][0].device)
-        for log_ratio, weight in log_ratios:
-            ratio = log_ratio.exp()
-            kl = (weight * (ratio - 1.0 - log_ratio)).sum()
-            clipped = (weight * ((ratio - 1.0).abs() > self.config.clip_eps)).sum()
-            sums += torch.stack([kl, clipped])
-        kl_mean, clip_fraction = (self._ranks.mean(sums) / len(log_ratios)).tolist()
-        return {"approx_kl": kl_mean, "clip_fraction": clip_fraction}
-
-
-class _Evaluation(nn.Module):
-    """`evaluate_actions` as a forward pass, which is where several ranks begin to average gradients."""
-
-    def __init__(self, model: ActorCritic) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: NetworkInputs, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log-probability, entropy and value."""
-        return self.model.evaluate_actions(inputs, action)

@@ -41,6 +41,9 @@ class Ranks:
         """
         return module
 
+    def copy_from_first(self, tensor: Tensor) -> None:
+        """Overwrite a tensor with that of rank 0."""
+
     def add(self, tensor: Tensor) -> Tensor:
         """Return the elementwise sum over the ranks."""
         return tensor
@@ -101,6 +104,10 @@ class DistributedRanks(Ranks):
     def wrap(self, module: nn.Module) -> nn.Module:
         """See Ranks."""
         return nn.parallel.DistributedDataParallel(module)
+
+    def copy_from_first(self, tensor: Tensor) -> None:
+        """See Ranks."""
+        dist.broadcast(tensor, src=0)
 
     def add(self, tensor: Tensor) -> Tensor:
         """See Ranks."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hpc_marl.algorithms.flat_steps import FlatSteps
 from hpc_marl.algorithms.ppo import PPO
 from hpc_marl.algorithms.ranks import Ranks
 from hpc_marl.base import serialization
@@ -105,9 +106,37 @@ def minibatches(ranks: Ranks) -> dict[str, Any]:
     return {"first": runs[0], "second": runs[1]}
 
 
+def break_second_loss(ppo: PPO, poison: float) -> None:
+    """Let the loss of the second minibatch from now on be no number, whatever makes the steps."""
+    calls: list[int] = []
+    steps: Any = ppo._steps
+    if isinstance(steps, FlatSteps):
+        real_gradient = steps._loss.gradient
+
+        def gradient(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            sums = real_gradient(*args, **kwargs)
+            return sums._replace(policy_loss=poison) if len(calls) == 2 else sums
+
+        steps._loss.gradient = gradient
+        return
+    real_loss = steps._loss
+
+    def loss(*args: Any) -> Any:
+        calls.append(1)
+        value, found = real_loss(*args)
+        return (value + poison if len(calls) == 2 else value), found
+
+    steps._loss = loss
+
+
 def broken(ranks: Ranks) -> dict[str, Any]:
     """Numbers that are not finite on one rank only."""
-    ppo = make_ppo(ranks, num_epochs=1, num_minibatches=4)
+    return {recurrent: _broken(ranks, recurrent) for recurrent in ("none", "gru")}
+
+
+def _broken(ranks: Ranks, recurrent: str) -> dict[str, Any]:
+    ppo = make_ppo(ranks, recurrent, num_epochs=1, num_minibatches=4)
     good = make_batch(ppo.spec, ppo.actor_weights(), seed=ranks.rank)
     bad = copy_of(good)
     if ranks.rank == 1:
@@ -115,14 +144,8 @@ def broken(ranks: Ranks) -> dict[str, Any]:
     before = weights(ppo)
     update = ppo.update(bad, 0)
     after = weights(ppo)
-    real, calls = ppo._loss, []
-
-    def sometimes_infinite(rows: Any) -> Any:
-        loss, *rest = real(rows)
-        calls.append(loss)
-        return (loss + float("inf") if len(calls) == 2 and ranks.rank == 1 else loss, *rest)
-
-    ppo._loss = sometimes_infinite  # type: ignore[method-assign,assignment]
+    if ranks.rank == 1:
+        break_second_loss(ppo, float("inf"))
     minibatch = ppo.update(good, 0)
     return {
         "before": before,

@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from hpc_marl.algorithms import ALGORITHMS, algorithm_class
+from hpc_marl.algorithms.autograd_steps import AutogradSteps
+from hpc_marl.algorithms.flat_steps import FlatSteps
 from hpc_marl.algorithms.ppo import PPO
 from hpc_marl.config import PPOConfig
 from hpc_marl.errors import CheckpointError, ConfigError
+from tests.unit.algorithms.rank_process import break_second_loss
 from tests.unit.algorithms.sample_batches import copy_of, make_batch, make_spec
 
 ACTIONS = {
@@ -23,7 +26,7 @@ ACTIONS = {
 KINDS = list(itertools.product(["none", "gru"], ACTIONS))
 
 
-def make_ppo(spec, *, mode="sync", seed=0, **config):
+def make_ppo(spec, *, mode="sync", seed=0, steps=None, **config):
     settings = {
         "critic": spec.critic,
         "num_epochs": 2,
@@ -31,7 +34,7 @@ def make_ppo(spec, *, mode="sync", seed=0, **config):
         "memory_chunk_length": 4,
         **config,
     }
-    return PPO(PPOConfig(**settings), spec, total_env_steps=1000, mode=mode, seed=seed)
+    return PPO(PPOConfig(**settings), spec, total_env_steps=1000, mode=mode, seed=seed, steps=steps)
 
 
 def all_weights(ppo):
@@ -201,10 +204,13 @@ def test_stale_batches_are_weighted(correction):
     assert metrics["skipped_updates"] == 0
 
 
-@pytest.mark.parametrize("field", ["observation", "reward", "log_prob", "memory"])
+@pytest.mark.parametrize(
+    ("recurrent", "field"),
+    [("gru", "memory"), *itertools.product(["none", "gru"], ["observation", "reward", "log_prob"])],
+)
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
-def test_numbers_that_are_not_finite_never_reach_the_weights(field, poison):
-    spec = make_spec("gru")
+def test_numbers_that_are_not_finite_never_reach_the_weights(recurrent, field, poison):
+    spec = make_spec(recurrent)
     ppo, untouched = make_ppo(spec), make_ppo(spec)
     good = make_batch(spec, ppo.actor_weights())
     bad = copy_of(good)
@@ -221,16 +227,10 @@ def test_numbers_that_are_not_finite_never_reach_the_weights(field, poison):
         assert_equal(all_weights(ppo), all_weights(untouched))
 
 
-def test_a_gradient_that_is_not_finite_is_skipped_and_counted(monkeypatch):
-    ppo = make_ppo(make_spec(), num_epochs=1, num_minibatches=4)
-    real, calls = ppo._loss, []
-
-    def sometimes_nan(rows):
-        loss, *rest = real(rows)
-        calls.append(loss)
-        return (loss * float("nan") if len(calls) == 2 else loss, *rest)
-
-    monkeypatch.setattr(ppo, "_loss", sometimes_nan)
+@pytest.mark.parametrize("steps", [AutogradSteps, FlatSteps])
+def test_a_loss_that_is_not_finite_is_skipped_and_counted(steps):
+    ppo = make_ppo(make_spec(), num_epochs=1, num_minibatches=4, steps=steps)
+    break_second_loss(ppo, float("nan"))
     metrics = ppo.update(make_batch(ppo.spec, ppo.actor_weights()), 0)
     assert metrics["skipped_minibatches"] == 1 and ppo.optimizer_steps == 3
     assert all(np.isfinite(weight).all() for weight in all_weights(ppo).values())
@@ -293,9 +293,12 @@ def test_the_critic_learns_to_foretell(value_normalization):
     assert metrics["explained_variance"] > 0.5
 
 
-def test_settings_reach_the_loss():
+@pytest.mark.parametrize(
+    ("recurrent", "looked_at"), [("none", "actor.torso.0.weight"), ("gru", "actor.gru.weight_input")]
+)
+def test_settings_reach_the_loss(recurrent, looked_at):
     """Every switch of the config must make a difference."""
-    spec = make_spec("gru")
+    spec = make_spec(recurrent)
     changes = {
         "num_epochs": 1,
         "num_minibatches": 1,
@@ -318,7 +321,7 @@ def test_settings_reach_the_loss():
     def updated(**config):
         ppo = make_ppo(spec, **{**base, **config})
         ppo.update(batch, 0)
-        return all_weights(ppo)["actor.gru.weight_input"]
+        return all_weights(ppo)[looked_at]
 
     reference = updated()
     for name, value in changes.items():
@@ -330,7 +333,7 @@ def test_settings_reach_the_loss():
     for change in ratios:
         ppo = make_ppo(spec, **{**base, **asynchronous, **change})
         ppo.update(stale, 0)
-        results.append(all_weights(ppo)["actor.gru.weight_input"])
+        results.append(all_weights(ppo)[looked_at])
     for one, two in itertools.combinations(results, 2):
         assert not np.array_equal(one, two)
 

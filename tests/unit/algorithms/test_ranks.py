@@ -52,11 +52,12 @@ def test_minibatches_are_reproducible_and_ranks_stay_copies_however_few_rows_one
 
 def test_what_is_not_finite_on_one_rank_is_skipped_by_all(tmp_path: Path) -> None:
     found = what_ranks_found("broken", 2, tmp_path)
-    for rank in found:
-        assert rank["update"]["skipped_updates"] == 1
-        assert_equal(rank["before"], rank["after"])
-        assert rank["minibatch"]["skipped_minibatches"] == 1 and rank["steps"] == 3
-        assert_equal(rank["weights"], found[0]["weights"])
+    for recurrent in ("none", "gru"):
+        for rank in (words[recurrent] for words in found):
+            assert rank["update"]["skipped_updates"] == 1
+            assert_equal(rank["before"], rank["after"])
+            assert rank["minibatch"]["skipped_minibatches"] == 1 and rank["steps"] == 3
+            assert_equal(rank["weights"], found[0][recurrent]["weights"])
 
 
 def test_what_ranks_say_reaches_all(tmp_path: Path) -> None:
