@@ -183,8 +183,9 @@ def _cpu(where: str, record: TimeRecord, config: ExperimentConfig) -> tuple[str,
     if where == "latency" or uses_gpu or busy_s <= 0 or not 0 < used.cpu_s < _LITTLE_CPU * busy_s:
         return ()
     who = {"actor": "actors", "policy": "policy workers", "trainer": "the trainer"}[kind]
-    reasons = "processes share cores" + (", or the environment itself waits" if kind == "actor" else "")
-    return (f"while at work, {who} used a core {_percent(used.cpu_s / busy_s)} of the time: {reasons}",)
+    reason = "the environment itself waits, or " if kind == "actor" else ""
+    saw = f"while at work, {who} used a core {_percent(used.cpu_s / busy_s)} of the time"
+    return (f"{saw}: {reason}too few cores are free, and then only fewer processes or more cores help",)
 
 
 def _startup(record: TimeRecord, elapsed_s: float | None) -> tuple[str, ...]:

@@ -118,14 +118,18 @@ def _rows(record: TimeRecord) -> Iterator[Sequence[str]]:
                 continue
             spent = kind.seconds[activity]
             seconds = f"{spent / max(kind.workers, 1):.2f}"
-            yield label, activity_name(activity), f"{100 * share:.1f} %", seconds, _cost(name, spent, record)
+            cost = _cost(name, kind.workers, spent, record)
+            yield label, activity_name(activity), f"{100 * share:.1f} %", seconds, cost
             label = ""
 
 
-def _cost(kind: str, seconds: float, record: TimeRecord) -> str:
-    """Return what an activity costs for each unit of the run: of an actor, for each env_step of any actor."""
+def _cost(kind: str, workers: int, seconds: float, record: TimeRecord) -> str:
+    """Return what an activity costs for each unit of the run.
+
+    All trainers take part in every update; an env_step is of one actor and one policy worker.
+    """
     if kind == "trainer" and record.updates:
-        return f"{1e3 * seconds / record.updates:,.2f} ms/update"
+        return f"{1e3 * seconds / max(workers, 1) / record.updates:,.2f} ms/update"
     if kind in ("actor", "policy") and record.env_steps:
         return f"{1e6 * seconds / record.env_steps:,.1f} us/env_step"
     return ""

@@ -39,7 +39,7 @@ def write_summary(
     finished = verdict.status is WorkerStatus.COMPLETED
     evaluation = read_evaluation(directory.path) if finished else None
     checkpoint = latest_checkpoint(directory.checkpoints)
-    times = read_time_record(directory)
+    times = read_time_record(directory) or TimeRecord()
     bottleneck = find_bottleneck(times, config, elapsed_s)
     env_steps, train_time_s = int(newest.get("env_steps", 0)), float(newest.get("time_s", 0.0))
     summary = RunSummary(
@@ -57,10 +57,10 @@ def write_summary(
         ledger=read_ledger(directory),
         resume_command="" if finished or checkpoint is None else f"{command} resume=true",
         bottleneck=bottleneck.lines if rows else (),
-        profile=write_profile(directory, times or TimeRecord(), bottleneck) if config.profile else None,
+        profile=write_profile(directory, times, bottleneck) if config.profile and rows else None,
     )
-    if config.profile:
-        sys.stdout.write(f"\n{profile_text(times or TimeRecord(), bottleneck)}")
+    if summary.profile is not None:
+        sys.stdout.write(f"\n{profile_text(times, bottleneck)}")
     sys.stdout.write(summary_text(summary))
     sys.stdout.flush()
     return evaluation.return_mean if evaluation else None

@@ -130,7 +130,8 @@ def test_workers_that_do_not_even_get_a_core_each():
     found = find_bottleneck(record({"env": 90.0, "other": 10.0}, WAITING_TRAINER, cpu_share=0.4), ASYNC)
     assert found.where == "environments"
     assert found.lines[1] == (
-        "while at work, actors used a core 40 % of the time: processes share cores, or the environment itself waits"
+        "while at work, actors used a core 40 % of the time: the environment itself waits, or too few cores are "
+        "free, and then only fewer processes or more cores help"
     )
 
 
