@@ -16,6 +16,7 @@ import msgspec
 from hpc_marl.base import names
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.run_directory import RunDirectory
+from hpc_marl.base.time_use import TimeUse
 from hpc_marl.config import ActorAssignment, build, to_dict
 from hpc_marl.control.worker_base import PollResult, Worker, WorkerServer
 from hpc_marl.control.worker_state import WorkerStatus
@@ -26,10 +27,11 @@ from hpc_marl.policies.spec import PolicySpec
 from hpc_marl.streams.sample_messages import SampleMetadata
 from hpc_marl.streams.sample_sender import SampleSender
 from hpc_marl.workers.acting import NO_GENERATION, Acting, Generation, InlineActing, RemoteActing
+from hpc_marl.workers.batch_views import ViewCache
 from hpc_marl.workers.rollout import GroupRollout
 
 _POLL_BUDGET_S = 0.005  # a poll steps environments for about this long, so that commands are answered soon
-_ANSWER_WAIT_S = 0.002  # how long a poll waits for remote actions when it has nothing else to do
+_WAIT_S = 0.005  # how long a poll waits for credit, or for newer parameters, when it has nothing else to do
 
 
 @dataclass
@@ -60,8 +62,13 @@ class ActorWorker(Worker):
         self._acting: Acting | None = None
         self._sender: SampleSender | None = None
         self._groups: list[_Group] = []
+        self._num_filling = 0
+        """Groups that have a batch."""
         self._envs: list[Any] = []
         self._receivers = 1
+        self._time_use = TimeUse(
+            "other", "env", "inference", "wait_inference", "write", "wait_credit", "wait_parameters"
+        )
 
     def _configure(self, config: dict[str, Any]) -> None:
         self._config = build(ActorAssignment, config)
@@ -75,9 +82,11 @@ class ActorWorker(Worker):
     def _poll(self) -> PollResult:
         acting = self._acting
         assert acting is not None, "configure() comes before start()"
+        self._time_use.begin("other")
         if acting.spec is None:
             acting.poll(may_change=True)
             if acting.spec is None:
+                self._time_use.begin("wait_parameters")
                 return PollResult(idle=True)
         if self._sender is None:
             self._open_groups(acting.spec)
@@ -85,38 +94,60 @@ class ActorWorker(Worker):
         deadline = time.monotonic() + _POLL_BUDGET_S
         steps = batches = 0
         while True:
-            self._sender.poll()
-            acting.poll(may_change=self._policy_may_change())
+            # between batches nothing is lost by looking at the streams a few milliseconds later
+            if batches or steps == 0 or self._num_filling < len(self._groups):
+                self._sender.poll()
+                acting.poll(may_change=self._policy_may_change())
             stepped, committed = self._advance(acting, self._sender)
             steps += stepped
             batches += committed
             if stepped == 0:
                 self._repeat_what_was_lost(self._sender)
-            if stepped == 0 or time.monotonic() >= deadline:
-                return PollResult(num_samples=steps, num_batches=batches, idle=steps == 0)
+                if not any(group.waiting for group in self._groups):
+                    if steps == 0:
+                        self._wait(acting, self._sender)
+                    return PollResult(num_samples=steps, num_batches=batches)
+                self._time_use.begin("wait_inference")
+                acting.wait(deadline - time.monotonic())
+            if time.monotonic() >= deadline:
+                self._time_use.begin("other")
+                return PollResult(num_samples=steps, num_batches=batches)
 
     def _advance(self, acting: Acting, sender: SampleSender) -> tuple[int, int]:
-        """Bring every group as far as one step; return (environment steps, batches committed)."""
+        """Take every group that has its answer one step on, and ask for its next; return (env_steps, batches)."""
         stepped = committed = 0
+        time_use = self._time_use
+        time_use.begin("write")
         for group in self._groups:
+            if group.waiting:
+                if (answer := acting.collect(group.index)) is None:
+                    continue
+                group.waiting = False
+                group.rollout.apply(*answer)
+                stepped += group.rollout.env.num_envs
+                if group.rollout.is_full:
+                    self._commit(group, sender)
+                    committed += 1
             if group.batch is None and not self._begin(group, acting, sender):
                 continue
-            if not group.waiting:
-                acting.submit(group.index, group.rollout.inputs())
-                group.waiting = True
-        for group in self._groups:
-            if not group.waiting:
-                continue
-            answer = acting.collect(group.index, _ANSWER_WAIT_S if stepped == 0 else 0.0)
-            if answer is None:
-                continue
-            group.waiting = False
-            group.rollout.apply(answer.action, answer.log_prob, answer.memory, answer.policy_version)
-            stepped += group.rollout.env.num_envs
-            if group.rollout.is_full:
-                self._commit(group, sender)
-                committed += 1
+            # at once, not after the other groups' steps: those are what hides how long the answer takes
+            inputs = group.rollout.inputs()
+            time_use.begin("inference")
+            acting.submit(group.index, inputs)
+            time_use.begin("write")
+            group.waiting = True
         return stepped, committed
+
+    def _wait(self, acting: Acting, sender: SampleSender) -> None:
+        """Wait a little for whatever keeps all groups from beginning a batch."""
+        if self._config.mode == "sync" and all(
+            group.generation >= acting.generation for group in self._groups
+        ):
+            self._time_use.begin("wait_parameters")
+            acting.wait_for_newer(_WAIT_S)
+        else:
+            self._time_use.begin("wait_credit")
+            sender.poll(_WAIT_S)
 
     def _begin(self, group: _Group, acting: Acting, sender: SampleSender) -> bool:
         if self._config.mode == "sync" and acting.generation <= group.generation:
@@ -124,20 +155,22 @@ class ActorWorker(Worker):
         if (batch := sender.acquire(group.index)) is None:
             return False
         group.batch, group.generation = batch, acting.generation
+        self._num_filling += 1
         group.rollout.begin(batch)
         return True
 
     def _commit(self, group: _Group, sender: SampleSender) -> None:
         assert group.batch is not None
         batch, group.batch = group.batch, None
-        episodes = group.rollout.finish()
+        self._num_filling -= 1
+        counted = group.rollout.finish()
         sender.commit(
             batch,
             SampleMetadata(
                 group=group.index,
-                env_steps=batch.env_steps,
-                agent_steps=batch.agent_steps,
-                episodes=episodes,
+                env_steps=counted.env_steps,
+                agent_steps=counted.agent_steps,
+                episodes=counted.episodes,
                 policy_epoch=max(group.generation[0], 0),
             ),
         )
@@ -157,7 +190,7 @@ class ActorWorker(Worker):
 
     def _policy_may_change(self) -> bool:
         """A synchronous batch is of one policy; an asynchronous one records the version of every step."""
-        return self._config.mode == "async" or not any(group.batch is not None for group in self._groups)
+        return self._config.mode == "async" or self._num_filling == 0
 
     def _open_groups(self, spec: PolicySpec) -> None:
         config, actors = self._config, self._config.actors
@@ -178,10 +211,13 @@ class ActorWorker(Worker):
             epoch=config.life,
             transport=config.streams.transport,
         )
-        self._groups = [
-            _Group(i, GroupRollout(env, config.env, (*config.seed, i), spec.memory_size, chunk))
-            for i, env in enumerate(self._envs)
-        ]
+        views = ViewCache()
+        for i, env in enumerate(self._envs):
+            seed = (*config.seed, i)
+            rollout = GroupRollout(
+                env, config.env, seed, spec.memory_size, chunk, views=views, time_use=self._time_use
+            )
+            self._groups.append(_Group(i, rollout))
 
     def _publish_spec(self, spec: EnvSpec) -> None:
         """Tell the trainer what the environment looks like; the first actor's word holds, the others must agree."""
@@ -205,7 +241,11 @@ class ActorWorker(Worker):
             env.close()
 
     def _metrics(self) -> dict[str, float | int | str]:
-        if self._sender is None:
-            return {}
-        statistics = self._sender.statistics()
-        return {"batches_produced": statistics.produced, "env_steps_produced": statistics.produced_env_steps}
+        produced = {}
+        if self._sender is not None:
+            statistics = self._sender.statistics()
+            produced = {
+                "batches_produced": statistics.produced,
+                "env_steps_produced": statistics.produced_env_steps,
+            }
+        return {**produced, **self._time_use.metrics()}
