@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -9,14 +10,15 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
 from hpc_marl.data.spaces import EnvSpec
-from hpc_marl.envs.api import MultiAgentEnv, MultiAgentStep
+from hpc_marl.envs.api import MultiAgentStep
 from hpc_marl.envs.gym_spaces import ActionCodec, AgentRows, ObservationCodec
+from hpc_marl.envs.plain import PlainEnv, PlainStep
 from hpc_marl.errors import EnvContractError
 
 _MASK_KEY = "action_mask"
 
 
-class GymnasiumEnv(MultiAgentEnv):
+class GymnasiumEnv(PlainEnv):
     """A gymnasium.Env with one agent.
 
     Actions are masked where reset() returns info["action_mask"], or observations are {"observation",
@@ -46,7 +48,8 @@ class GymnasiumEnv(MultiAgentEnv):
             and (self._observation.has_mask or self._mask_in_info),
             episode_limit=_episode_limit(env),
         )
-        self._is_plain = self._rows.are_equal_vectors and not self.spec.has_action_mask
+        if self._rows.are_equal_vectors and not self.spec.has_action_mask:
+            self.plain_step = _single_step(env, self._action)
 
     def reset(self, seed: int | None = None) -> ArrayLike:
         """Begin an episode."""
@@ -69,15 +72,12 @@ class GymnasiumEnv(MultiAgentEnv):
         self._env.close()
 
     def _written(self, observation: Any) -> ArrayLike:
-        if self._is_plain:
-            self._rows.observation[0] = observation
-            return self._rows.observation
         if self.spec.has_action_mask:
             self._rows.write_mask(0, self._info[_MASK_KEY] if self._mask_in_info else observation[_MASK_KEY])
         return self._rows.write((observation,))
 
 
-class GymnasiumMultiAgentEnv(MultiAgentEnv):
+class GymnasiumMultiAgentEnv(PlainEnv):
     """A gymnasium.Env whose observation and action spaces are Tuples with one entry per agent.
 
     reward, terminated and truncated may be one per agent, or one for all. Actions are masked where reset()
@@ -123,6 +123,8 @@ class GymnasiumMultiAgentEnv(MultiAgentEnv):
             episode_limit=_episode_limit(env),
         )
         self._has_plain_observations = self._rows.are_equal_vectors and not self.spec.has_action_mask
+        if self._has_plain_observations and self._has_plain_actions:
+            self.plain_step = _team_step(env)
 
     def reset(self, seed: int | None = None) -> ArrayLike:
         """Begin an episode."""
@@ -154,6 +156,32 @@ class GymnasiumMultiAgentEnv(MultiAgentEnv):
             for n, (codec, observation) in enumerate(zip(self._observations, observations, strict=True)):
                 self._rows.write_mask(n, observation[_MASK_KEY] if codec.has_mask else in_info[n])
         return self._rows.write(observations)
+
+
+def _single_step(env: gymnasium.Env[Any, Any], codec: ActionCodec) -> PlainStep:
+    """Return the step of an environment with one agent."""
+    step, decode, start = env.step, codec.decode, codec.start
+
+    def discrete(actions: Sequence[Any]) -> tuple[Sequence[Any], Any, Any, Any]:
+        observation, reward, terminated, truncated, _ = step(actions[0] + start)
+        return (observation,), float(reward), terminated, truncated
+
+    def continuous(actions: Sequence[Any]) -> tuple[Sequence[Any], Any, Any, Any]:
+        observation, reward, terminated, truncated, _ = step(decode(actions[0]))
+        return (observation,), float(reward), terminated, truncated
+
+    return discrete if codec.num_actions else continuous
+
+
+def _team_step(env: gymnasium.Env[Any, Any]) -> PlainStep:
+    """Return the step of an environment with Tuple spaces."""
+    step = env.step
+
+    def team(actions: Sequence[Any]) -> tuple[Sequence[Any], Any, Any, Any]:
+        observations, reward, terminated, truncated, _ = step(tuple(actions))
+        return observations, reward, terminated, truncated
+
+    return team
 
 
 def _episode_limit(env: gymnasium.Env[Any, Any]) -> int | None:

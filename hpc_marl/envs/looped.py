@@ -16,14 +16,18 @@ from numpy.typing import NDArray
 
 from hpc_marl.data.spaces import EnvSpec
 from hpc_marl.envs.api import BatchedEnv, EnvArrays, MultiAgentEnv, StepArrays
+from hpc_marl.envs.plain import PlainEnv, PlainStep
 from hpc_marl.errors import EnvContractError
+
+_MIN_PLAIN = 4
+"""Fewer environments are written more quickly one by one than all at once."""
 
 
 class LoopedEnv(BatchedEnv):
     """A BatchedEnv of E MultiAgentEnv.
 
     Environment e is reset with seeds[e] by `reset`; its later episodes continue its own generator
-    (`reset(seed=None)`). Its time is the environments' own; the loop adds about 2 us per environment and
+    (`reset(seed=None)`). Its time is the environments' own; the loop adds about 0.5 us per environment and
     step.
     """
 
@@ -59,6 +63,8 @@ class LoopedEnv(BatchedEnv):
         if self.spec.is_continuous:
             self._action = np.zeros((*shape, self.spec.action_size), np.float32)
         self._action_rows = list(self._action)  # views, made once
+        self._plain_steps = _plain_steps(self._envs)
+        self._no_reward: Any = 0.0  # of the step that resets, in the form in which others have theirs
         self._checked_step = False
 
     def reset(self, seeds: Sequence[int], out: EnvArrays) -> None:
@@ -76,11 +82,26 @@ class LoopedEnv(BatchedEnv):
 
     def step(self, action: NDArray[Any], result: StepArrays, out: EnvArrays) -> None:
         """Step every environment, or reset it where its episode is over."""
-        rows = self._playable(action)
+        self._take_actions(action)
+        result.terminated.fill(False)
+        result.truncated.fill(False)
+        if self._plain_steps and not self._some_ended_early:
+            has_ends = self._step_plain(self._plain_steps, result, out)
+        else:
+            has_ends = self._step_each(result, out)
+        if self._limit is not None:
+            has_ends |= self._cut(result.truncated)
+        if has_ends or not self._all_alive:
+            self._settle(result, out)
+        else:
+            out.alive.fill(True)
+            out.is_first.fill(False)
+
+    def _step_each(self, result: StepArrays, out: EnvArrays) -> bool:
+        """Step, writing environment by environment; return whether any agent's episode has ended."""
+        rows = self._action_rows
         observation, state, action_mask = out.observation, out.state, out.action_mask
         reward, terminated, truncated = result.reward, result.terminated, result.truncated
-        terminated.fill(False)
-        truncated.fill(False)
         has_ends = False
         for e, env in enumerate(self._envs):
             if self._over[e]:
@@ -92,30 +113,64 @@ class LoopedEnv(BatchedEnv):
                 self._check_step(step)
             observation[e], reward[e], ends, cut = step
             # most steps end nothing: writing arrays only where there is something to write is what makes this quick
-            if ends is not False:
+            if ends is not False and _is_any(ends):
                 terminated[e] = ends
                 has_ends = True
-            if cut is not False:
+            if cut is not False and _is_any(cut):
                 truncated[e] = cut
                 has_ends = True
             if state is not None:
                 state[e] = env.state()
             if action_mask is not None:
                 action_mask[e] = env.action_mask()
-        if self._limit is not None:
-            has_ends |= self._cut(truncated)
-        if has_ends or not self._all_alive:
-            self._settle(result, out)
-        else:
-            out.alive.fill(True)
-            out.is_first.fill(False)
+        return has_ends
+
+    def _step_plain(self, steps: list[PlainStep], result: StepArrays, out: EnvArrays) -> bool:
+        """Step, writing all environments' observations and rewards at once; the same as `_step_each`."""
+        actions: Sequence[Any] = self._action_rows if self.spec.is_continuous else self._action.tolist()
+        over, state = self._over, out.state
+        terminated, truncated = result.terminated, result.truncated
+        has_ends = False
+        rows: list[Any] = []
+        rewards: list[Any] = []
+        for e, step in enumerate(steps):
+            if over[e]:
+                self._reset_one(e, None, out)
+                rows.extend(out.observation[e].copy())
+                rewards.append(self._no_reward)
+                continue
+            seen, reward, ends, cut = step(actions[e])
+            if not self._checked_step:
+                self._check_step((seen, reward, ends, cut))
+            rows.extend(seen)
+            rewards.append(reward)
+            if ends is not False and _is_any(ends):
+                terminated[e] = ends
+                has_ends = True
+            if cut is not False and _is_any(cut):
+                truncated[e] = cut
+                has_ends = True
+            if state is not None:
+                state[e] = self._envs[e].state()
+        self._write_rows(rows, out.observation)
+        paid: NDArray[Any] = np.array(rewards, np.float32)
+        result.reward[...] = paid if paid.ndim == 2 else paid[:, None]
+        return has_ends
+
+    def _write_rows(self, rows: list[Any], observation: NDArray[Any]) -> None:
+        try:
+            np.concatenate(rows, out=observation.reshape(-1))
+        except ValueError:
+            for row in rows:
+                self._check_shape("step() returned an agent's observation", row, observation.shape[2:])
+            raise
 
     def close(self) -> None:
         """Close every environment."""
         for env in self._envs:
             env.close()
 
-    def _playable(self, action: NDArray[Any]) -> list[NDArray[Any]]:
+    def _take_actions(self, action: NDArray[Any]) -> None:
         """Copy the actions of living agents to where nobody else writes; the others' become 0."""
         if self._all_alive:
             np.copyto(self._action, action, casting="same_kind")
@@ -125,7 +180,6 @@ class LoopedEnv(BatchedEnv):
             np.copyto(self._action, action, casting="same_kind", where=alive)
         if self.spec.is_continuous:
             np.clip(self._action, -1.0, 1.0, out=self._action)
-        return self._action_rows
 
     def _reset_one(self, e: int, seed: int | None, out: EnvArrays) -> None:
         env = self._envs[e]
@@ -148,10 +202,13 @@ class LoopedEnv(BatchedEnv):
     def _cut(self, truncated: NDArray[np.bool_]) -> bool:
         """Count the step, and truncate what reaches the limit with it."""
         self._steps += 1
-        self._steps[np.array(self._over)] = 0  # those were reset
+        if not self._all_alive:
+            self._steps[np.array(self._over)] = 0  # those were reset
         at_limit = self._steps == self._limit
+        if not np.count_nonzero(at_limit):
+            return False
         truncated[at_limit] = True
-        return bool(at_limit.any())
+        return True
 
     def _settle(self, result: StepArrays, out: EnvArrays) -> None:
         """Work out who is alive now, and overwrite what was written about agents that were not."""
@@ -163,17 +220,17 @@ class LoopedEnv(BatchedEnv):
             result.reward[ended_before] = 0.0
             out.observation[ended_before] = 0.0
         np.logical_or(result.terminated, result.truncated, out=self._ended)
-        np.greater(
-            result.truncated, result.terminated, out=result.truncated
-        )  # termination goes before truncation
+        # termination goes before truncation
+        np.greater(result.truncated, result.terminated, out=result.truncated)
         np.greater(alive, self._ended, out=alive)
         alive[over] = True
-        out.alive[...] = alive
-        out.is_first[...] = over
+        np.copyto(out.alive, alive)
+        np.copyto(out.is_first, over)
+        num_alive = np.count_nonzero(alive)
+        self._all_alive = num_alive == alive.size
         np.logical_not(np.logical_or.reduce(alive, axis=1), out=over)
         self._over = over.tolist()
-        self._all_alive = bool(alive.all())
-        self._some_ended_early = not self._all_alive and not (alive | over[:, None]).all()
+        self._some_ended_early = num_alive + np.count_nonzero(over) * alive.shape[1] < alive.size
         if out.action_mask is not None:
             out.action_mask[~alive] = True
 
@@ -189,6 +246,7 @@ class LoopedEnv(BatchedEnv):
         for name, value in zip(("reward", "terminated", "truncated"), step[1:], strict=True):
             if np.shape(value) != ():
                 self._check_shape(f"step() returned {name}", value, agents)
+        self._no_reward = 0.0 if np.shape(step[1]) == () else [0.0] * self.spec.num_agents
         self._checked_step = True
 
     def _check_shape(self, what: str, value: Any, expected: tuple[int, ...]) -> None:
@@ -201,6 +259,17 @@ class LoopedEnv(BatchedEnv):
 
     def _name(self) -> str:
         return type(self._envs[0]).__name__
+
+
+def _plain_steps(envs: Sequence[MultiAgentEnv]) -> list[PlainStep]:
+    """Return the shorter ways to step; [] where an environment has none, or too few are there for it to pay."""
+    steps = [env.plain_step for env in envs if isinstance(env, PlainEnv) and env.plain_step is not None]
+    return steps if len(steps) == len(envs) >= _MIN_PLAIN else []
+
+
+def _is_any(flags: Any) -> bool:
+    """Whether one flag, or one of several, is True."""
+    return bool(np.count_nonzero(flags)) if isinstance(flags, (np.ndarray, list, tuple)) else bool(flags)
 
 
 def _with_limit(spec: EnvSpec, max_episode_steps: int | None) -> EnvSpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,15 @@ from numpy.typing import ArrayLike, NDArray
 from pettingzoo import ParallelEnv
 
 from hpc_marl.data.spaces import EnvSpec
-from hpc_marl.envs.api import MultiAgentEnv, MultiAgentStep
+from hpc_marl.envs.api import MultiAgentStep
 from hpc_marl.envs.gym_spaces import ActionCodec, AgentRows, ObservationCodec
+from hpc_marl.envs.plain import PlainEnv
 from hpc_marl.errors import EnvContractError
 
 _MASK_KEY = "action_mask"
 
 
-class PettingZooEnv(MultiAgentEnv):
+class PettingZooEnv(PlainEnv):
     """A pettingzoo.ParallelEnv; the agents are its `possible_agents`, in that order.
 
     - Agents may end their episodes one by one. All must be there after reset; none comes back before the next
@@ -61,6 +62,9 @@ class PettingZooEnv(MultiAgentEnv):
             action_size=self._rows.action_size,
             has_action_mask=bool(self._rows.num_actions) and masks,
         )
+        whole = all(codec.num_actions and not codec.start for codec in self._actions)
+        if self._rows.are_equal_vectors and whole and not masks:
+            self.plain_step = self._step_all
 
     def reset(self, seed: int | None = None) -> ArrayLike:
         """Begin an episode."""
@@ -78,7 +82,28 @@ class PettingZooEnv(MultiAgentEnv):
     def step(self, action: NDArray[Any]) -> MultiAgentStep:
         """Step once."""
         actions = {self._agents[n]: self._actions[n].decode(action[n]) for n in self._live}
-        observations, rewards, terminations, truncations, infos = self._env.step(actions)
+        return self._taken(*self._env.step(actions))
+
+    def _step_all(self, actions: Sequence[Any]) -> tuple[Sequence[Any], Any, Any, Any]:
+        """Step while all agents are there; the same as `step`."""
+        agents = self._agents
+        played = self._env.step(dict(zip(agents, actions, strict=True)))
+        observations, rewards, terminations, truncations, _ = played
+        all_there = len(observations) == len(rewards) == len(self._env.agents) == len(agents)
+        if not all_there or True in terminations.values() or True in truncations.values():
+            seen, *rest = self._taken(*played)
+            return seen, *rest  # type: ignore[return-value]
+        return [observations[agent] for agent in agents], [rewards[agent] for agent in agents], False, False
+
+    def _taken(
+        self,
+        observations: Mapping[Any, Any],
+        rewards: Mapping[Any, Any],
+        terminations: Mapping[Any, Any],
+        truncations: Mapping[Any, Any],
+        infos: Mapping[Any, Any],
+    ) -> MultiAgentStep:
+        """Check and write down what a step returned."""
         still_live = []
         for n in self._live:
             agent = self._agents[n]
