@@ -18,8 +18,6 @@ from hpc_marl.streams.sample_messages import SenderMessage
 from hpc_marl.streams.sender_slots import Slot
 
 NO_GRANT = Grant(0, 0)
-_COPIED_BYTES = 2**17
-"""Batches up to this are copied to ZMQ: lending it the memory costs more, in messages between threads."""
 
 _logger = logging.getLogger(__name__)
 
@@ -91,18 +89,16 @@ class SenderLink:
             self.lane.tell(*told)
             self.told = told
 
-    def send(self, message: SenderMessage, payload: Slot | None = None) -> bool:
-        """Send without waiting, with the batch in a slot or none; return False where no message can leave now."""
+    def send(self, message: SenderMessage, lent: Slot | None = None) -> bool:
+        """Send without waiting, with the memory of a slot or without; return False where no message can leave now."""
         assert self.socket is not None
         header = serialization.encode(message)
         try:
-            if payload is None:
+            if lent is None:
                 self.socket.send(header, zmq.NOBLOCK)
-            elif len(payload.buffer) <= _COPIED_BYTES:
-                self.socket.send_multipart([header, payload.buffer], zmq.NOBLOCK)
             else:
-                frames: list[bytes | memoryview] = [header, payload.buffer]
-                payload.tracker = self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False, track=True)
+                frames: list[bytes | memoryview] = [header, lent.buffer]
+                lent.tracker = self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False, track=True)
         except zmq.Again:
             return False
         self.told = (message.heard, message.limit)

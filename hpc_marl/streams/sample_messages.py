@@ -20,6 +20,8 @@ from hpc_marl.streams.ledger import Tally
 from hpc_marl.streams.sample_credits import Grant
 
 PROTOCOL_VERSION = 3
+COPIED_BYTES = 2**17
+"""Batches up to this are part of their message: that costs less than a frame of their own that need not be copied."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -78,10 +80,12 @@ class Hello(_SenderMessage, frozen=True, kw_only=True):
 
 
 class Commit(_SenderMessage, frozen=True, kw_only=True):
-    """One batch: `seq` is `produced.batches`. Its bytes are in the next frame."""
+    """One batch: `seq` is `produced.batches`."""
 
     slot: Count
     metadata: SampleMetadata
+    content: memoryview | None
+    """Its bytes; None where they are in the next frame, as large ones are."""
 
 
 class Ping(_SenderMessage, frozen=True, kw_only=True):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import dataclass, field
-from typing import Any
 
 from hpc_marl.base.doorbell import DoorbellButton
 from hpc_marl.base.network import host_identity
@@ -14,7 +13,7 @@ from hpc_marl.errors import ProtocolError, StreamError
 from hpc_marl.streams.links import aligned
 from hpc_marl.streams.sample_credits import Grant
 from hpc_marl.streams.sample_lane import Record, SampleLane
-from hpc_marl.streams.sample_messages import Hello, SampleMetadata, SharedParts
+from hpc_marl.streams.sample_messages import COPIED_BYTES, Hello, SampleMetadata, SharedParts
 from hpc_marl.streams.sample_slots import SampleSlots
 
 _logger = logging.getLogger(__name__)
@@ -99,10 +98,15 @@ class Peer:
     """Slot of each batch that has not been released, by sequence number."""
     nbytes: int = field(init=False)
     """Of each batch."""
+    slots: SampleSlots | None = field(init=False)
+    """Where small batches that come by ZMQ are copied to: that costs less than making arrays for each."""
 
     def __post_init__(self) -> None:
         """Work out once what is needed for every batch."""
-        self.nbytes = self.hello.layout.nbytes
+        layout, num_slots = self.hello.layout, self.hello.num_slots
+        self.nbytes, self.slots = layout.nbytes, None
+        if self.shared is None and self.nbytes <= COPIED_BYTES:
+            self.slots = SampleSlots.create(layout, num_slots, shared=False, label="")
 
     @property
     def transport(self) -> str:
@@ -113,21 +117,24 @@ class Peer:
         """Return whether its lane says what it did not say before."""
         return self.shared is not None and self.shared.lane.sender_state() != self.seen
 
-    def unpack(self, record: Record, payload: list[Any]) -> ReceivedBatch:
-        """Return the batch that a record announces; the frames of `payload` hold it where memory is not shared.
+    def unpack(self, record: Record, content: memoryview | None = None) -> ReceivedBatch:
+        """Return the batch that a record announces; `content` is what came by ZMQ, where memory is not shared.
 
         Raises:
-            ProtocolError: the slot is not one that the sender can have used, or the frames are not one batch.
+            ProtocolError: the slot is not one that the sender can have used, or the bytes are not one batch.
         """
         hello, slot = self.hello, record.slot
         if slot >= hello.num_slots or slot in self.held.values():
             raise ProtocolError(f"{hello.worker_name} committed slot {slot}, which it cannot have")
         if self.shared is not None:
             batch = self.shared.slots.batches[slot]
+        elif content is None or len(content) != self.nbytes:
+            raise ProtocolError(f"a batch of {hello.worker_name} is not {self.nbytes} bytes")
+        elif self.slots is not None:
+            self.slots.buffers[slot][:] = content
+            batch = self.slots.batches[slot]
         else:
-            if len(payload) != 1 or len(payload[0]) != self.nbytes:
-                raise ProtocolError(f"a batch of {hello.worker_name} is not {self.nbytes} bytes")
-            batch = hello.layout.view(aligned(payload[0].buffer))
+            batch = hello.layout.view(aligned(content))
         return ReceivedBatch(
             batch=batch,
             worker_name=hello.worker_name,

@@ -45,6 +45,7 @@ from hpc_marl.streams.sample_credits import Grant
 from hpc_marl.streams.sample_lane import SampleLane
 from hpc_marl.streams.sample_link import SenderLink
 from hpc_marl.streams.sample_messages import (
+    COPIED_BYTES,
     PROTOCOL_VERSION,
     Commit,
     Credit,
@@ -299,8 +300,11 @@ class SampleSender:
         """Send what is committed, in order, as far as it will go."""
         while self._slots.unsent and self._link.is_streaming:
             slot = self._slots.unsent[0]
-            commit = self._message(Commit, produced=slot.before, slot=slot.index, metadata=slot.metadata)
-            if not self._link.send(commit, slot):
+            lent = None if len(slot.buffer) <= COPIED_BYTES else slot
+            content = slot.buffer if lent is None else None
+            parts = {"slot": slot.index, "metadata": slot.metadata, "content": content}
+            commit = self._message(Commit, produced=slot.before, **parts)
+            if not self._link.send(commit, lent):
                 return
             slot.serial = commit.serial
             self._slots.unsent.popleft()
@@ -311,14 +315,9 @@ class SampleSender:
     def _message(self, kind: type[_Message], **fields: Any) -> _Message:
         """Return a message that says what every message says, and `fields`."""
         self._serial += 1
-        common: dict[str, Any] = {
-            "stream": self._stream,
-            "serial": self._serial,
-            "heard": self._link.grant.number,
-            "limit": self._limit(),
-            "produced": self._produced,
-        }
-        return kind(**{**common, **fields})
+        fields.setdefault("produced", self._produced)
+        heard, limit = self._link.grant.number, self._limit()
+        return kind(stream=self._stream, serial=self._serial, heard=heard, limit=limit, **fields)
 
     def _hello(self) -> Hello:
         slots, lane, shared = self._memory.handle, self._link.lane, None

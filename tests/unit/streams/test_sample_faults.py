@@ -206,7 +206,7 @@ def after_hello(kind, **changes):
 
 
 def commit(**changes):
-    return after_hello(Commit, **{"slot": 0, "metadata": METADATA, **changes})
+    return after_hello(Commit, **{"slot": 0, "metadata": METADATA, "content": None, **changes})
 
 
 @pytest.fixture
@@ -256,7 +256,9 @@ def test_a_batch_must_have_exactly_its_bytes(stranger, payload):
     receiver, send = stranger
     send(packed(hello()))
     send(packed(commit()), *payload)
-    until(lambda: receiver.statistics().ignored.get("malformed"), receiver.poll)
+    send(packed(commit(serial=3, content=memoryview(b"short"))))
+    send(packed(commit(serial=4, content=memoryview(bytes(LAYOUT.nbytes)))), b"more")
+    until(lambda: receiver.statistics().ignored.get("malformed") == 3, receiver.poll)
     assert receiver.statistics().held == 0 and receiver.take() == []
 
 

@@ -25,13 +25,16 @@ METADATA = SampleMetadata(env_steps=20, agent_steps=40, episodes=[(1.5, 7)], pol
 TRANSPORTS = {"shared_memory": "auto", "zmq": "zmq"}
 
 
-@pytest.fixture(params=TRANSPORTS)
-def transport(request):
-    return request.param
+@pytest.fixture(params=[*TRANSPORTS, "zmq, large batches"])
+def transport(request, monkeypatch):
+    """Large batches are sent without a copy, small ones in one frame with their message."""
+    if request.param.endswith("large batches"):
+        for module in (sample_peer, sample_sender):
+            monkeypatch.setattr(module, "COPIED_BYTES", 0)
+    return request.param.split(",")[0]
 
 
-only_zmq = pytest.mark.parametrize("transport", ["zmq"], indirect=True)
-only_shared_memory = pytest.mark.parametrize("transport", ["shared_memory"], indirect=True)
+only_zmq = pytest.mark.parametrize("transport", ["zmq", "zmq, large batches"], indirect=True)
 
 
 @pytest.fixture
