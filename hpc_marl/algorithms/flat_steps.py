@@ -199,5 +199,5 @@ class FlatSteps(Steps[Share]):
 
     def _cuts(self, num_rows: int) -> list[tuple[int, int]]:
         """Return beginnings and ends of chunks of about equal size."""
-        count = max(round(num_rows / self._rows_of_chunk), min(num_rows, 1))
+        count = -(-num_rows // self._rows_of_chunk)
         return [(num_rows * part // count, num_rows * (part + 1) // count) for part in range(count)]
