@@ -5,6 +5,9 @@
 
 Nothing lies in the file system, and whoever is killed leaves nothing behind. Ringing never waits: rings that were not
 heard yet are one, and a full pipe wakes as well as one byte.
+
+Where it matters who rang and what for, ringers `send` messages of equal size and the sleeper `receive`s them; each of
+them comes once, whole, and after what its sender wrote to shared memory before.
 """
 
 from __future__ import annotations
@@ -75,6 +78,13 @@ class Doorbell:
         with contextlib.suppress(BlockingIOError):
             os.read(self._read_fd, 65536)
 
+    def receive(self) -> bytes:
+        """Return the messages that were sent since the last time, one after another; empty where there are none."""
+        try:
+            return os.read(self._read_fd, 65536)
+        except BlockingIOError:
+            return b""
+
     def close(self) -> None:
         """Let go of the pipe."""
         if self._read_fd >= 0:
@@ -120,6 +130,28 @@ class DoorbellButton:
         # Full: it has been rung often and will wake. Broken: nobody is left to be woken.
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
             os.write(self._fd, b"\1")
+
+    def send(self, message: bytes) -> bool:
+        """Send a message; return False where none fits into the pipe any more.
+
+        Args:
+            message: at most 512 bytes (POSIX's PIPE_BUF): those are never torn. All of one bell are of one size that
+                divides 65536.
+
+        Raises:
+            StreamError: the sleeper is gone.
+        """
+        try:
+            os.write(self._fd, message)
+        except BlockingIOError:
+            return False
+        except BrokenPipeError as error:
+            raise StreamError("whose bell this was is gone") from error
+        return True
+
+    def fileno(self) -> int:
+        """Return the descriptor; for select.poll it is in error once the sleeper is gone."""
+        return self._fd
 
     def close(self) -> None:
         """Let go of the pipe."""

@@ -12,7 +12,6 @@ import time
 from abc import ABC, abstractmethod
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from hpc_marl.base import names
@@ -20,7 +19,7 @@ from hpc_marl.base.run_context import RunContext
 from hpc_marl.config import ActorAssignment, build
 from hpc_marl.policies.making import PolicyActor, make_actor
 from hpc_marl.policies.spec import ActResult, PolicySpec
-from hpc_marl.streams.inference import InferenceClient
+from hpc_marl.streams.inference import InferenceClient, policy_layout
 from hpc_marl.streams.parameters import ParameterReader, ParameterSet
 from hpc_marl.workers.batch_views import ActInputs
 
@@ -38,9 +37,6 @@ class Acting(ABC):
         generation: the newest generation in use, or known to be served.
         spec: what the policy looks like; None until a trainer has published.
     """
-
-    is_remote = False
-    """Whether `collect` may have to wait."""
 
     def __init__(self, context: RunContext, config: ActorAssignment) -> None:
         key = names.parameter_stream(context.experiment_name, context.trial_name, config.trainer_name)
@@ -76,9 +72,12 @@ class Acting(ABC):
     def submit(self, group: int, inputs: ActInputs) -> None:
         """Ask for the actions of one group."""
 
+    def wait(self, timeout_s: float) -> None:  # noqa: B027 - inline answers are there at once
+        """Return once any group has its answer, after `timeout_s` at the latest."""
+
     @abstractmethod
-    def collect(self, group: int, timeout_s: float) -> ActResult | None:
-        """Return the group's answer, or None where it is not there after `timeout_s`."""
+    def collect(self, group: int) -> ActResult | None:
+        """Return the group's answer, None where it is not there yet; never waits."""
 
     def close(self) -> None:
         """Close the streams."""
@@ -105,7 +104,7 @@ class InlineActing(Acting):
         actor.act_rows(inputs.rows)
         self._answers[group] = ActResult(inputs.action, inputs.log_prob, inputs.memory, actor.policy_version)
 
-    def collect(self, group: int, timeout_s: float) -> ActResult | None:
+    def collect(self, group: int) -> ActResult | None:
         """Return the answer of `submit`."""
         return self._answers.pop(group, None)
 
@@ -117,17 +116,25 @@ class RemoteActing(Acting):
     must wait for.
     """
 
-    is_remote = True
-
     def __init__(self, context: RunContext, config: ActorAssignment) -> None:
         super().__init__(context, config)
-        root = names.inference_root(context.experiment_name, context.trial_name)
-        self._client = InferenceClient(
-            context, root, config.index, timeout_s=config.streams.inference_timeout_s
-        )
+        self._context, self._config = context, config
+        self._client: InferenceClient | None = None
 
     def _load(self, spec: PolicySpec, newer: ParameterSet) -> None:
-        """Nothing to load: the generation is all that matters."""
+        """Nothing to load: the shape and the generation are all that matters."""
+        if self._client is not None:
+            return
+        actors, streams = self._config.actors, self._config.streams
+        self._client = InferenceClient(
+            self._context,
+            names.inference_root(self._context.experiment_name, self._context.trial_name),
+            self._config.index,
+            policy_layout(spec.env, actors.num_envs // actors.num_groups, spec.memory_size),
+            num_groups=actors.num_groups,
+            timeout_s=streams.inference_timeout_s,
+            transport=streams.transport,
+        )
 
     def submit(self, group: int, inputs: ActInputs) -> None:
         """Send the request; a server answers it once it has the generation known here."""
@@ -136,25 +143,29 @@ class RemoteActing(Acting):
             arrays["action_mask"] = inputs.action_mask
         if inputs.memory is not None:
             arrays["memory"] = inputs.memory
-        self._client.submit(group, arrays, min_policy_version=stamp(self.generation))
+        self._running().submit(group, arrays, min_policy_version=stamp(self.generation))
 
-    def collect(self, group: int, timeout_s: float) -> ActResult | None:
-        """Return the answer once it is there."""
-        reply = self._client.collect(group, timeout_s)
+    def wait(self, timeout_s: float) -> None:
+        """Return once any group has its answer, after `timeout_s` at the latest."""
+        self._running().wait(timeout_s)
+
+    def collect(self, group: int) -> ActResult | None:
+        """Return the answer once it is there; valid until the next call."""
+        reply = self._running().collect(group)
         if reply is None:
             return None
         arrays = reply.arrays
-        return ActResult(
-            action=arrays["action"],
-            log_prob=arrays["log_prob"].astype(np.float32, copy=False),
-            memory=arrays.get("memory"),
-            policy_version=reply.policy_version,
-        )
+        return ActResult(arrays["action"], arrays["log_prob"], arrays.get("memory"), reply.policy_version)
 
     def close(self) -> None:
         """Close both streams."""
-        self._client.close()
+        if self._client is not None:
+            self._client.close()
         super().close()
+
+    def _running(self) -> InferenceClient:
+        assert self._client is not None, "poll() until a generation is there"
+        return self._client
 
 
 def stamp(generation: Generation) -> int:

@@ -31,8 +31,7 @@ from hpc_marl.workers.batch_views import ViewCache
 from hpc_marl.workers.rollout import GroupRollout
 
 _POLL_BUDGET_S = 0.005  # a poll steps environments for about this long, so that commands are answered soon
-_ANSWER_WAIT_S = 0.002  # how long a poll waits for remote actions when it has nothing else to do
-_WAIT_S = 0.005  # the same for credit, or for newer parameters
+_WAIT_S = 0.005  # how long a poll waits for credit, or for newer parameters, when it has nothing else to do
 
 
 @dataclass
@@ -104,49 +103,43 @@ class ActorWorker(Worker):
             batches += committed
             if stepped == 0:
                 self._repeat_what_was_lost(self._sender)
-                if steps == 0:
-                    self._wait(acting, self._sender)
-                return PollResult(num_samples=steps, num_batches=batches)
+                if not any(group.waiting for group in self._groups):
+                    if steps == 0:
+                        self._wait(acting, self._sender)
+                    return PollResult(num_samples=steps, num_batches=batches)
+                self._time_use.begin("wait_inference")
+                acting.wait(deadline - time.monotonic())
             if time.monotonic() >= deadline:
                 self._time_use.begin("other")
                 return PollResult(num_samples=steps, num_batches=batches)
 
     def _advance(self, acting: Acting, sender: SampleSender) -> tuple[int, int]:
-        """Bring every group as far as one step; return (environment steps, batches committed)."""
+        """Take every group that has its answer one step on, and ask for its next; return (env_steps, batches)."""
         stepped = committed = 0
         time_use = self._time_use
         time_use.begin("write")
         for group in self._groups:
+            if group.waiting:
+                if (answer := acting.collect(group.index)) is None:
+                    continue
+                group.waiting = False
+                group.rollout.apply(*answer)
+                stepped += group.rollout.env.num_envs
+                if group.rollout.is_full:
+                    self._commit(group, sender)
+                    committed += 1
             if group.batch is None and not self._begin(group, acting, sender):
                 continue
-            if not group.waiting:
-                inputs = group.rollout.inputs()
-                time_use.begin("inference")
-                acting.submit(group.index, inputs)
-                time_use.begin("write")
-                group.waiting = True
-        for group in self._groups:
-            if not group.waiting:
-                continue
-            if acting.is_remote:
-                time_use.begin("wait_inference")
-            answer = acting.collect(group.index, _ANSWER_WAIT_S if stepped == 0 else 0.0)
-            if acting.is_remote:
-                time_use.begin("write")
-            if answer is None:
-                continue
-            group.waiting = False
-            group.rollout.apply(*answer)
-            stepped += group.rollout.env.num_envs
-            if group.rollout.is_full:
-                self._commit(group, sender)
-                committed += 1
+            # at once, not after the other groups' steps: those are what hides how long the answer takes
+            inputs = group.rollout.inputs()
+            time_use.begin("inference")
+            acting.submit(group.index, inputs)
+            time_use.begin("write")
+            group.waiting = True
         return stepped, committed
 
     def _wait(self, acting: Acting, sender: SampleSender) -> None:
-        """Wait a little for whatever keeps all groups from going on."""
-        if any(group.waiting for group in self._groups):
-            return  # collect() has waited
+        """Wait a little for whatever keeps all groups from beginning a batch."""
         if self._config.mode == "sync" and all(
             group.generation >= acting.generation for group in self._groups
         ):

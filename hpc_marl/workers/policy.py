@@ -6,24 +6,24 @@ mode every request has a pass of its own, because the rounding of a matrix produ
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from hpc_marl.base import names
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.run_directory import RunDirectory
+from hpc_marl.base.time_use import TimeUse
 from hpc_marl.config import PolicyAssignment, build
 from hpc_marl.control.worker_base import PollResult, Worker, WorkerServer
 from hpc_marl.control.worker_state import WorkerStatus
 from hpc_marl.policies.making import make_actor
 from hpc_marl.policies.spec import ActResult, PolicySpec
-from hpc_marl.streams.inference import InferenceRequest, InferenceServer
+from hpc_marl.streams.inference import InferenceRequest, InferenceServer, RequestJoiner
 from hpc_marl.streams.parameters import ParameterReader
 from hpc_marl.workers.acting import NO_GENERATION, Generation, stamp
 
+_POLL_BUDGET_S = 0.005  # a poll answers requests for about this long, so that commands are answered soon
 _WAIT_FOR_REQUESTS_S = 0.02
 _WAIT_FOR_PARAMETERS_S = 0.001  # requests that need newer parameters are waiting: look again soon
 
@@ -45,7 +45,9 @@ class PolicyWorker(Worker):
         self._inference: InferenceServer | None = None
         self._actor: Any = None
         self._generation: Generation = NO_GENERATION
+        self._joiner = RequestJoiner()
         self._rows = self._passes = 0
+        self._time_use = TimeUse("other", "inference", "wait_requests", "reply")
 
     def _configure(self, config: dict[str, Any]) -> None:
         self._config = build(PolicyAssignment, config)
@@ -56,19 +58,34 @@ class PolicyWorker(Worker):
             context,
             names.inference_stream(*trial, self.name),
             max_message_bytes=self._config.streams.max_message_bytes,
+            transport=self._config.streams.transport,
         )
 
     def _poll(self) -> PollResult:
         assert self._reader is not None and self._inference is not None
-        self._take_parameters(self._reader)
-        if self._actor is None:
-            return PollResult(idle=True)
-        waiting = self._inference.statistics().waiting > 0
-        self._inference.poll(_WAIT_FOR_PARAMETERS_S if waiting else _WAIT_FOR_REQUESTS_S)
-        ready = self._inference.take(self._config.max_batch_rows, stamp(self._generation))
-        for batch in _batches(ready, alone=self._config.mode == "sync"):
-            self._answer(self._inference, batch)
-        return PollResult(num_samples=len(ready), num_batches=1 if ready else 0)
+        deadline = time.monotonic() + _POLL_BUDGET_S
+        answered = passes = 0
+        while True:
+            self._take_parameters(self._reader)
+            if self._actor is None:
+                return PollResult(idle=True)
+            ready = self._requests(self._inference)
+            for batch in _batches(ready, alone=self._config.mode == "sync"):
+                self._answer(self._inference, batch)
+                passes += 1
+            answered += len(ready)
+            if not ready or time.monotonic() >= deadline:
+                return PollResult(num_samples=answered, num_batches=passes)
+
+    def _requests(self, inference: InferenceServer) -> list[InferenceRequest]:
+        """Return what can be answered now, after a short wait where there is nothing."""
+        inference.poll()
+        if not (ready := inference.take(self._config.max_batch_rows, stamp(self._generation))):
+            self._time_use.begin("wait_requests")
+            inference.poll(_WAIT_FOR_PARAMETERS_S if inference.num_waiting else _WAIT_FOR_REQUESTS_S)
+            self._time_use.begin("other")
+            ready = inference.take(self._config.max_batch_rows, stamp(self._generation))
+        return ready
 
     def _take_parameters(self, reader: ParameterReader) -> None:
         if (newer := reader.poll()) is None:
@@ -82,21 +99,18 @@ class PolicyWorker(Worker):
         return make_actor(spec, self._config.device)
 
     def _answer(self, inference: InferenceServer, requests: Sequence[InferenceRequest]) -> None:
+        self._time_use.begin("inference")
+        inputs = self._joiner.join(requests)
         result: ActResult = self._actor.act(
-            _join(requests, "observation"),
-            _join(requests, "action_mask"),
-            _join(requests, "memory"),
-            _join(requests, "noise"),
+            inputs["observation"], inputs.get("action_mask"), inputs.get("memory"), inputs["noise"]
         )
-        start = 0
-        for request in requests:
-            stop = start + request.arrays["observation"].shape[0]
-            arrays = {"action": result.action[start:stop], "log_prob": result.log_prob[start:stop]}
-            if result.memory is not None:
-                arrays["memory"] = result.memory[start:stop]
-            inference.reply(request, arrays, result.policy_version)
-            start = stop
-        self._rows += start
+        self._time_use.begin("reply")
+        arrays = {"action": result.action, "log_prob": result.log_prob}
+        if result.memory is not None:
+            arrays["memory"] = result.memory
+        inference.reply(requests, arrays, result.policy_version)
+        self._time_use.begin("other")
+        self._rows += sum(request.layout.rows for request in requests)
         self._passes += 1
 
     def _on_exit(self, status: WorkerStatus) -> None:
@@ -109,6 +123,7 @@ class PolicyWorker(Worker):
             "policy_version": self._generation[1],
             "rows": self._rows,
             "rows_per_pass": self._rows / max(self._passes, 1),
+            **self._time_use.metrics(),
         }
 
 
@@ -117,10 +132,3 @@ def _batches(requests: Sequence[InferenceRequest], alone: bool) -> list[list[Inf
     if alone:
         return [[request] for request in requests]
     return [list(requests)] if requests else []
-
-
-def _join(requests: Sequence[InferenceRequest], name: str) -> NDArray[Any] | Any:
-    arrays = [request.arrays[name] for request in requests if name in request.arrays]
-    if not arrays:
-        return None
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

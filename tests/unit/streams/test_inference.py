@@ -8,19 +8,38 @@ import zmq
 
 from hpc_marl.base import serialization
 from hpc_marl.errors import StreamError
-from hpc_marl.streams.inference import InferenceClient, InferenceServer
+from hpc_marl.streams.inference import (
+    ArrayField,
+    InferenceClient,
+    InferenceLayout,
+    InferenceServer,
+)
 from hpc_marl.streams.links import connect
 from tests.unit.streams.conftest import until
 
 ROOT = "exp/trial/inference_stream"
 
 
+def layout(num_envs: int = 4) -> InferenceLayout:
+    """Two agents that see three numbers."""
+    field = ArrayField
+    return InferenceLayout(
+        [field("observation", "<f4", (num_envs, 2, 3)), field("noise", "<f4", (num_envs, 2, 1))],
+        [field("action", "<f4", (num_envs, 2)), field("log_prob", "<f4", (num_envs, 2))],
+    )
+
+
+@pytest.fixture(params=["auto", "zmq"])
+def transport(request):
+    return request.param
+
+
 @pytest.fixture
-def new_server(new_context):
+def new_server(new_context, transport):
     opened = []
 
     def make(index=0):
-        opened.append(InferenceServer(new_context(), f"{ROOT}/policy/{index}"))
+        opened.append(InferenceServer(new_context(), f"{ROOT}/policy/{index}", transport=transport))
         return opened[-1]
 
     yield make
@@ -29,12 +48,29 @@ def new_server(new_context):
 
 
 @pytest.fixture
-def new_client(new_context):
+def new_client(new_context, transport):
+    """Return a function that makes a client; where `servers` are given, it uses its transport from the start."""
     opened = []
 
-    def make(index=0, timeout_s=5.0):
-        opened.append(InferenceClient(new_context(), ROOT, index, timeout_s=timeout_s))
-        return opened[-1]
+    def make(index=0, timeout_s=5.0, *, servers=(), num_envs=4):
+        client = InferenceClient(
+            new_context(),
+            ROOT,
+            index,
+            layout(num_envs),
+            num_groups=5,
+            timeout_s=timeout_s,
+            transport=transport,
+        )
+        opened.append(client)
+        wanted = "zmq" if transport == "zmq" else "shared_memory"
+        if servers:
+            until(
+                lambda: client.statistics().transport == wanted,
+                lambda: client.wait(0.0),
+                *(server.poll for server in servers),
+            )
+        return client
 
     yield make
     for client in opened:
@@ -53,9 +89,13 @@ def answer(server, *, version=1, max_rows=1000, policy_version=None):
     server.poll(0.001)
     requests = server.take(max_rows, policy_version)
     for request in requests:
-        action = request.arrays["observation"].sum(axis=-1)
-        server.reply(request, {"action": action, "log_prob": -action}, version)
+        server.reply([request], actions(request.arrays["observation"]), version)
     return requests
+
+
+def actions(observation: np.ndarray) -> dict[str, np.ndarray]:
+    action = observation.sum(axis=-1)
+    return {"action": action, "log_prob": -action}
 
 
 def collected(client, group, *poll):
@@ -65,7 +105,8 @@ def collected(client, group, *poll):
 
 
 def test_every_group_gets_its_own_answer(new_server, new_client):
-    server, clients = new_server(), [new_client(0), new_client(1)]
+    server = new_server()
+    clients = [new_client(0, servers=[server]), new_client(1, servers=[server])]
     for index, client in enumerate(clients):
         for group in range(3):
             client.submit(group, arrays(10 * index + group))
@@ -81,7 +122,8 @@ def test_every_group_gets_its_own_answer(new_server, new_client):
 
 
 def test_requests_are_batched_up_to_max_rows_oldest_first(new_server, new_client):
-    server, client = new_server(), new_client()
+    server = new_server()
+    client = new_client(servers=[server])
     client.submit(0, arrays())
     until(lambda: server.poll(), lambda: client.collect(0))
     for group in range(1, 5):
@@ -94,7 +136,8 @@ def test_requests_are_batched_up_to_max_rows_oldest_first(new_server, new_client
 
 
 def test_requests_for_a_newer_policy_wait(new_server, new_client):
-    server, client = new_server(), new_client()
+    server = new_server()
+    client = new_client(servers=[server])
     client.submit(0, arrays(1), min_policy_version=5)
     client.submit(1, arrays(2), min_policy_version=4)
     until(lambda: server.statistics().waiting == 2, server.poll, lambda: client.collect(1))
@@ -104,19 +147,21 @@ def test_requests_for_a_newer_policy_wait(new_server, new_client):
 
 
 def test_a_group_that_asks_anew_gets_the_new_answer_only(new_server, new_client):
-    server, client = new_server(), new_client()
+    server = new_server()
+    client = new_client(servers=[server])
     client.submit(0, arrays(1))
     until(lambda: server.poll(), lambda: client.collect(0))
     (old,) = server.take(1000)
     client.submit(0, arrays(2))
-    server.reply(old, {"action": np.zeros(1, np.float32)}, 1)
+    server.reply([old], actions(np.zeros((4, 2, 3), np.float32)), 1)
     until(lambda: client.statistics().late == 1, lambda: client.collect(0))
     reply = collected(client, 0, lambda: answer(server))
     assert (reply.arrays["action"] == 6).all()
 
 
 def test_a_request_without_an_answer_is_sent_again_and_answered_once(new_server, new_client):
-    server, client = new_server(), new_client(timeout_s=0.1)
+    server = new_server()
+    client = new_client(timeout_s=0.1, servers=[server])
     client.submit(0, arrays(1))
     until(lambda: server.statistics().replaced >= 2, server.poll, lambda: client.collect(0))
     answer(server)
@@ -129,7 +174,7 @@ def test_a_request_without_an_answer_is_sent_again_and_answered_once(new_server,
 
 def test_clients_spread_over_servers(new_server, new_client):
     servers = [new_server(0), new_server(1)]
-    clients = [new_client(index) for index in range(4)]
+    clients = [new_client(index, servers=servers) for index in range(4)]
     for client in clients:
         client.submit(0, arrays())
     for client in clients:
@@ -138,7 +183,8 @@ def test_clients_spread_over_servers(new_server, new_client):
 
 
 def test_clients_spread_anew_when_a_server_joins(new_server, new_client):
-    first, client = new_server(0), new_client(1)
+    first = new_server(0)
+    client = new_client(1, servers=[first])
     client.submit(0, arrays())
     collected(client, 0, lambda: answer(first))
     second = new_server(1)
@@ -154,7 +200,7 @@ def test_clients_spread_anew_when_a_server_joins(new_server, new_client):
 @pytest.mark.parametrize("silent", [False, True], ids=["dead", "silent"])
 def test_another_server_answers_for_one_that_does_not(new_server, new_client, silent):
     bad, good = new_server(0), new_server(1)
-    client = new_client(0, timeout_s=0.2 if silent else 5.0)
+    client = new_client(0, timeout_s=0.2 if silent else 20.0, servers=[bad, good])
     client.submit(0, arrays(1))
     client.submit(1, arrays(2))
     until(lambda: bad.statistics().received == 2, bad.poll, lambda: client.collect(0))
@@ -167,7 +213,8 @@ def test_another_server_answers_for_one_that_does_not(new_server, new_client, si
 
 
 def test_a_restarted_server_is_found_under_its_name(new_server, new_client):
-    first, client = new_server(0), new_client(0)
+    first = new_server(0)
+    client = new_client(0, servers=[first])
     client.submit(0, arrays(1))
     until(lambda: first.statistics().received, first.poll, lambda: client.collect(0))
     first.close()
@@ -180,19 +227,22 @@ def test_garbage_is_ignored(new_server, new_client, new_context):
     server, client, context = new_server(), new_client(), new_context()
     socket = connect(context, context.lookup(f"{ROOT}/policy/0"))
     until(lambda: socket.poll(0, zmq.POLLOUT))
-    head = serialization.encode(
-        {"type": "request", "client": "c", "id": 0, "group": 0, "min_policy_version": 0}
-    )
-    header, buffers = serialization.array_frames({"observation": np.zeros(3, np.float32)})
-    other_header, _ = serialization.array_frames({"noise": np.zeros(3, np.float32)})
+    good = {"type": "request", "client": "c", "id": 1, "group": 0, "min_policy_version": 0}
+    head = serialization.encode({**good, "layout": layout().encoded})
+    unseen = [[["noise", "<f4", [4, 1]]], [["action", "<f4", [4]]]]
+    uneven = [[["observation", "<f4", [4, 1]]], [["action", "<f4", [5]]]]
+    texts = [[["observation", "<U4", [4, 1]]], [["action", "<f4", [4]]]]
+    size = layout().request.nbytes
     garbage = [
         [b""],
-        [b"\x80\x04\x95.", b"", b""],
-        [head, header],
-        [head, header, *buffers],
-        [head, other_header, *buffers],
-        [head, header, b"short"],
-        [head, b"\xff", *buffers],
+        [b"\x80\x04\x95.", b""],
+        [head],
+        [head, bytes(size), b""],
+        [head, bytes(size - 1)],
+        *(
+            [serialization.encode({**good, "layout": serialization.encode(wire)}), bytes(64)]
+            for wire in (unseen, uneven, texts, [])
+        ),
     ]
     for frames in garbage:
         socket.send_multipart(frames)
@@ -202,13 +252,14 @@ def test_garbage_is_ignored(new_server, new_client, new_context):
 
 
 def test_an_answer_to_a_client_that_has_gone_is_counted(new_server, new_client):
-    server, client = new_server(), new_client()
+    server = new_server()
+    client = new_client(servers=[server])
     client.submit(0, arrays())
     until(lambda: server.poll(), lambda: client.collect(0))
     (request,) = server.take(1000)
     client.close()
 
     def reply():
-        server.reply(request, {"action": np.zeros(1, np.float32)}, 1)
+        server.reply([request], actions(np.zeros((4, 2, 3), np.float32)), 1)
 
     until(lambda: server.statistics().unsendable, reply)

@@ -1,0 +1,220 @@
+"""The way of an inference client to its present server: a ZMQ connection, and on one node a line through memory.
+
+requests by ZMQ --(Attach: slots, bell)--> Attached --> requests by the line: slot, number through the server's bell
+                                      '--> Refused  --> by ZMQ as before
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import select
+import time
+from collections.abc import Sequence
+
+import zmq
+
+from hpc_marl.base import serialization
+from hpc_marl.base.doorbell import Doorbell, DoorbellButton
+from hpc_marl.base.network import host_identity
+from hpc_marl.base.run_context import RunContext
+from hpc_marl.base.service_records import ServiceRecord
+from hpc_marl.errors import ProtocolError, StreamError
+from hpc_marl.streams.inference_messages import (
+    ANSWER,
+    ASK,
+    Attach,
+    Attached,
+    Refused,
+    ReplyHead,
+    RequestHead,
+    decode_server_message,
+)
+from hpc_marl.streams.inference_slots import InferenceSlots
+from hpc_marl.streams.links import can_receive, can_send, connect
+
+_MAX_MESSAGE_BYTES = 256 * 2**20
+
+_logger = logging.getLogger(__name__)
+
+Answer = tuple[int, int, int]
+"""Group, id, policy_version; the arrays are in the slots then, unless the id is not the one that was waited for."""
+
+
+class ServerLine:
+    """Sends what is in the slots to one server, and hears of answers. Not thread-safe.
+
+    Args:
+        context: of this process.
+        record: of the server.
+        client: id of the client.
+        shared: offer the slots, if the server is on this node.
+    """
+
+    def __init__(self, context: RunContext, record: ServiceRecord, client: str, *, shared: bool) -> None:
+        self.record = record
+        self._client = client
+        self._socket = connect(context, record, _MAX_MESSAGE_BYTES)
+        self._shared = shared and record.host_identity == host_identity()
+        self._offered_s: float | None = None
+        self._bell: Doorbell | None = None
+        self._button: DoorbellButton | None = None
+        self._number = 0
+        self._poll = select.poll()
+        self._zmq_poll = zmq.Poller()
+        self._zmq_poll.register(self._socket, zmq.POLLIN)
+        self.malformed = 0
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the server reads the slots."""
+        return self._button is not None
+
+    def is_up(self) -> bool:
+        """Return whether a request would leave now."""
+        if self._button is not None and any(fd == self._button.fileno() for fd, _ in self._poll.poll(0)):
+            self._give_up_sharing()
+        return self._button is not None or can_send(self._socket)
+
+    def offer(self, slots: InferenceSlots, every_s: float) -> None:
+        """Offer the slots to the server where that has a point, again where it did not answer for `every_s`."""
+        if not self._shared or self._button is not None or (handle := slots.handle) is None:
+            return
+        now = time.monotonic()
+        if (self._offered_s is not None and now - self._offered_s < every_s) or not can_send(self._socket):
+            return
+        if self._bell is None:
+            self._bell = Doorbell()
+            self._zmq_poll.register(self._bell.fileno(), zmq.POLLIN)
+        offer = Attach(
+            self._client,
+            host_identity(),
+            slots.layout.encoded,
+            len(slots.requests),
+            handle,
+            self._bell.handle(),
+        )
+        if self._send([serialization.encode(offer)]):
+            self._offered_s = now
+
+    def detach(self) -> None:
+        """Go on by ZMQ, until the next offer."""
+        self._offered_s = None
+        if self._bell is not None:
+            self._zmq_poll.unregister(self._bell.fileno())
+            self._bell.close()
+            self._bell = None
+        if self._button is not None:
+            self._button.close()
+            self._button = None
+
+    def ask(self, slots: InferenceSlots, group: int) -> bool:
+        """Send the request that is in a slot; return False where that is not possible now."""
+        if self._button is None:
+            return self._ask_by_zmq(slots, group)
+        try:
+            return self._button.send(ASK.pack(self._number, group))
+        except StreamError:
+            self._give_up_sharing()
+            return False
+
+    def answers(self, slots: InferenceSlots, timeout_s: float, *, only_line: bool) -> list[Answer]:
+        """Return what has been answered, waiting up to `timeout_s` for the first of it.
+
+        Args:
+            slots: where the answers go.
+            timeout_s: longest wait.
+            only_line: nothing that went by ZMQ is waited for.
+        """
+        if only_line and self._button is not None:
+            return self._answers_of_line(slots, timeout_s)
+        if not can_receive(self._socket):
+            self._zmq_poll.poll(math.ceil(1000 * timeout_s))
+        found: list[Answer] = []
+        if self._button is not None and self._bell is not None:
+            found = _read(self._bell, slots)
+        while can_receive(self._socket):
+            frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            try:
+                found.extend(self._take_in(frames, slots))
+            except ProtocolError as error:
+                self.malformed += 1
+                _logger.debug("ignored a malformed answer on the inference stream: %s", error)
+        return found
+
+    def close(self) -> None:
+        """Disconnect."""
+        self.detach()
+        self._socket.close(linger=0)
+
+    def _answers_of_line(self, slots: InferenceSlots, timeout_s: float) -> list[Answer]:
+        assert self._bell is not None and self._button is not None
+        heard = self._poll.poll(math.ceil(1000 * timeout_s))
+        if not heard:
+            return []
+        bell = self._bell.fileno()
+        found = _read(self._bell, slots) if any(fd == bell for fd, _ in heard) else []
+        if any(fd != bell for fd, _ in heard):
+            self._give_up_sharing()
+        return found
+
+    def _give_up_sharing(self) -> None:
+        """Nobody hears the server's bell any more: it is gone, or else reached by ZMQ."""
+        self.detach()
+        self._shared = False
+
+    def _ask_by_zmq(self, slots: InferenceSlots, group: int) -> bool:
+        number, min_policy_version = slots.request_numbers(group)
+        head = RequestHead(self._client, number, group, min_policy_version, slots.layout.encoded)
+        return self._send([serialization.encode(head), slots.request_bytes[group]])
+
+    def _send(self, frames: Sequence[bytes | memoryview]) -> bool:
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def _take_in(self, frames: list[zmq.Frame], slots: InferenceSlots) -> list[Answer]:
+        message = decode_server_message(frames[0].buffer)
+        if isinstance(message, ReplyHead):
+            if len(frames) != 2 or not 0 <= message.group < len(slots.requests):
+                raise ProtocolError(f"an answer of {len(frames)} frames to group {message.group}")
+            if slots.request_numbers(message.group)[0] == message.id:
+                _fill(slots.reply_bytes[message.group], frames[1].buffer)
+            return [(message.group, message.id, message.policy_version)]
+        if (handle := slots.handle) is None or message.token != handle.token:
+            return []  # of an earlier offer
+        if isinstance(message, Refused):
+            _logger.info("inference goes by ZMQ: %s", message.reason)
+            self._give_up_sharing()
+        elif self._button is None and self._bell is not None:
+            self._take_up(message, self._bell)
+        return []
+
+    def _take_up(self, attached: Attached, bell: Doorbell) -> None:
+        try:
+            self._button = DoorbellButton(attached.bell)
+        except StreamError as error:
+            _logger.info("inference goes by ZMQ: %s", error)
+            self._give_up_sharing()
+            return
+        self._number = attached.line
+        self._poll = select.poll()
+        self._poll.register(bell.fileno(), select.POLLIN)
+        self._poll.register(self._button.fileno(), 0)  # tells of errors only
+
+
+def _read(bell: Doorbell, slots: InferenceSlots) -> list[Answer]:
+    groups = bell.receive()
+    return [
+        (group, *slots.reply_numbers(group))
+        for (group,) in ANSWER.iter_unpack(groups)
+        if group < len(slots.requests)
+    ]
+
+
+def _fill(target: memoryview, content: memoryview) -> None:
+    if len(content) != len(target):
+        raise ProtocolError(f"an answer of {len(content)} bytes; expected {len(target)}")
+    target[:] = content
