@@ -93,8 +93,10 @@ class GymnasiumVectorEnv(BatchedEnv):
         codec = self._action
         if codec.num_actions:
             # environments ignore the actions with which they reset, but check them all the same
-            legal: NDArray[Any] = np.where(self._over, 0, action) + codec.start
-            return legal
+            legal: NDArray[Any] = action.copy()  # what an environment is given it may spoil
+            if np.count_nonzero(self._over):
+                legal[self._over] = 0
+            return legal + codec.start if codec.start else legal
         played = np.clip(np.where(self._over[:, None], 0.0, action), -1.0, 1.0)
         scaled: NDArray[Any] = codec.middle + codec.half_range * played
         return scaled.astype(codec.dtype).reshape(self.num_envs, *codec.shape)
