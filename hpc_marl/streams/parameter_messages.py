@@ -25,7 +25,7 @@ class Want(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="want"):
 
 
 class Version(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="version"):
-    """From the publisher; the flat float32 array is the next frame."""
+    """From the publisher; the flat float32 array is in the frames that follow."""
 
     generation: int
     policy_version: int

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from hpc_marl.base import serialization
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.errors import ProtocolError, StreamError
+from hpc_marl.streams.frames import in_frames
 from hpc_marl.streams.links import Transport, can_receive
 from hpc_marl.streams.parameter_memory import FlatParameters, ParameterLayout, ParameterMemory, Shapes
 from hpc_marl.streams.parameter_messages import ParameterOffer, Version, Want
@@ -175,10 +176,11 @@ class _AnsweringThread:
         if newest is None:
             return
         header = serialization.encode(Version(newest.generation, newest.policy_version))
+        frames = in_frames(newest.flat.view(np.uint8).data)
         for routing_id in [reader for reader, has in self.waiting.items() if has < newest.generation]:
             del self.waiting[routing_id]
             try:
-                socket.send_multipart([routing_id, header, newest.flat.data], zmq.NOBLOCK, copy=False)
+                socket.send_multipart([routing_id, header, *frames], zmq.NOBLOCK, copy=False)
                 self.answered += 1
             except zmq.Again:
                 continue  # It asks again.

@@ -17,13 +17,18 @@ from hpc_marl.base.network import host_identity
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.service_records import ServiceRecord
 from hpc_marl.errors import ProtocolError, StreamError
-from hpc_marl.streams.links import RecordWatch, Transport, aligned, can_receive, can_send, connect
+from hpc_marl.streams.frames import FRAME_BYTES, from_frames
+from hpc_marl.streams.links import RecordWatch, Transport, can_receive, can_send, connect
 from hpc_marl.streams.parameter_memory import FlatParameters, ParameterLayout, ParameterMemory
 from hpc_marl.streams.parameter_messages import ParameterOffer, Version, Want
 
 _SILENCE_S = 1.0
 """A publisher with nothing newer for this long may have been replaced: look."""
 _ASK_AGAIN_S = 5.0
+_ZMQ_INTERVAL_S = 0.0002
+"""Between two looks at the socket, which cost some microseconds: who acts polls at every step."""
+_MEMORY_INTERVAL_S = 0.02
+"""Between two looks at whether the publisher is there, where one at shared memory says if there is a newer version."""
 _SHORTEST_NAP_S = 0.0001
 _LONGEST_NAP_S = 0.001
 _LONGEST_WAIT_S = 0.1
@@ -72,6 +77,7 @@ class ParameterReader:
         self._generation = 0
         self._newest: ParameterSet | None = None
         self._heard_s = -_SILENCE_S
+        self._next_look_s = 0.0
         self._asked_s: float | None = None
         self._received = self._publishers = 0
 
@@ -86,8 +92,12 @@ class ParameterReader:
         Raises:
             SecurityError: the publisher's name entry is forged.
         """
+        now = time.monotonic()
+        if now < self._next_look_s and (self._memory is None or self._memory.generation == self._generation):
+            return None
         self._look_for_publisher()
         found = self._read()
+        self._next_look_s = now + (_ZMQ_INTERVAL_S if self._memory is None else _MEMORY_INTERVAL_S)
         if found is None:
             return None
         assert self._layout is not None and self._offer is not None
@@ -106,6 +116,7 @@ class ParameterReader:
         deadline = time.monotonic() + timeout_s
         nap_s = _SHORTEST_NAP_S
         while True:
+            self._next_look_s = 0.0
             self.poll()
             if self._newest is not None and self._newest.policy_version >= min_version:
                 return self._newest
@@ -156,7 +167,7 @@ class ParameterReader:
                 return
             except StreamError as error:
                 _logger.info("parameters come by ZMQ: %s", error)
-        self._socket = connect(self._context, record, max_message_bytes=4 * layout.size + 4096)
+        self._socket = connect(self._context, record, max_message_bytes=FRAME_BYTES)
 
     def _let_go(self) -> None:
         if self._memory is not None:
@@ -191,13 +202,10 @@ class ParameterReader:
         assert self._layout is not None
         try:
             version = serialization.decode(frames[0].buffer, Version)
+            content = from_frames(frames[1:], 4 * self._layout.size)
         except ProtocolError:
-            return None
-        if len(frames) != 2 or len(frames[1]) != 4 * self._layout.size:
             return None
         self._asked_s = None
         if version.generation <= self._generation:
             return None
-        return FlatParameters(
-            version.generation, version.policy_version, np.frombuffer(aligned(frames[1].buffer), np.float32)
-        )
+        return FlatParameters(version.generation, version.policy_version, np.frombuffer(content, np.float32))

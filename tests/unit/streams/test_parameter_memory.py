@@ -61,15 +61,28 @@ def test_an_interrupted_write_is_never_seen(memory, attached):
     assert found.policy_version == 2 and (found.flat == 2).all()
 
 
-def test_a_torn_copy_is_noticed_by_its_checksum(memory, attached):
+class WrittenMeanwhile:
+    """Stands for the flat array of slot 1: while version 1 is copied from it, others are published."""
+
+    def __init__(self, memory, flat, count):
+        self._memory, self._flat, self._count = memory, flat, count
+
+    def copy(self):
+        if self._memory.generation > 1:
+            return self._flat.copy()
+        first = self._flat[:5].copy()
+        for version in range(2, 2 + self._count):
+            self._memory.write(version, weights(version))
+        return np.concatenate([first, self._flat[5:]])
+
+
+@pytest.mark.parametrize(("count", "taken"), [(1, 1), (2, 3), (3, 4)])
+def test_a_copy_that_was_disturbed_is_made_again(memory, attached, count, taken):
+    """One publication meanwhile goes to the other slot; the second overwrites what is being copied."""
     memory.write(1, weights(1))
-    memory._flats[1][4] = 99.0  # as if stores became visible in another order
-    assert attached.read(0) is None
-    memory._flats[1][4] = 1.0
-    memory._heads[1][1] = 7  # a version that does not go with the weights
-    assert attached.read(0) is None
-    memory._heads[1][1] = 1
-    assert attached.read(0).policy_version == 1
+    attached._flats[1] = WrittenMeanwhile(memory, attached._flats[1], count)
+    found = attached.read(0)
+    assert found.policy_version == taken and (found.flat == taken).all()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+
 import msgspec
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from hpc_marl.errors import ProtocolError, StreamError
 from hpc_marl.streams import parameter_reader
 from hpc_marl.streams.links import connect
 from hpc_marl.streams.parameters import ParameterPublisher, ParameterReader
+from tests.unit.streams import parameter_follower
 from tests.unit.streams.conftest import until
 
 KEY = "exp/trial/parameter_stream/trainer/0"
@@ -88,6 +93,42 @@ def test_publishing_does_not_wait_for_readers_and_slow_ones_skip_versions(new_pu
     assert versions == sorted(set(versions)) and len(versions) <= 3
     assert publisher.statistics().published == 101
     assert publisher.statistics().waiting_readers <= 1
+
+
+def test_a_stopped_reader_of_another_node_keeps_nobody_waiting(new_context, tmp_path):
+    """Not the trainer, which publishes, nor the other readers; and once it goes on it gets the newest version."""
+    shapes = {"w": (2**20,)}
+    publisher = ParameterPublisher(new_context(), KEY, shapes, transport="zmq")
+    publisher.publish(0, weights(0, shapes))
+    with subprocess.Popen(
+        [sys.executable, parameter_follower.__file__, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as follower:
+        assert follower.stdout.readline() == "0\n"
+        until(lambda: publisher.statistics().waiting_readers)
+        follower.send_signal(signal.SIGSTOP)
+        reader = ParameterReader(new_context(), KEY, transport="zmq")
+        for version in range(1, 11):
+            publisher.publish(version, weights(version, shapes))
+            assert (reader.wait(version, TIMEOUT_S).weights["w"] == version).all()
+        follower.send_signal(signal.SIGCONT)
+        versions = [int(follower.stdout.readline())]
+        while versions[-1] < 10:
+            versions.append(int(follower.stdout.readline()))
+        assert len(versions) <= 3
+        follower.kill()
+    reader.close()
+    publisher.close()
+
+
+def test_large_weights_come_in_frames_and_are_whole(new_context):
+    shapes = {"w": (300_001,)}
+    publisher = ParameterPublisher(new_context(), KEY, shapes, transport="zmq")
+    reader = ParameterReader(new_context(), KEY, transport="zmq")
+    numbers = np.arange(300_001, dtype=np.float32)
+    publisher.publish(1, {"w": numbers})
+    assert np.array_equal(reader.wait(1, TIMEOUT_S).weights["w"], numbers)
+    reader.close()
+    publisher.close()
 
 
 def test_every_reader_is_served(new_publisher, new_reader):
