@@ -1,4 +1,4 @@
-"""What is compared: environments alone, our training, the peer's training; each measured in processes of its own."""
+"""What is compared: environments alone, our training, peers; each measured in processes of its own."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from measuring.timeline import Point, Rates, middle_rates
+from measuring.peers import THREAD_VARIABLES
+from measuring.timeline import Rates
 from measuring.training import Training
+from measuring.watching import Outcome
 
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
-
-def measure_env_only(overrides: Sequence[str], seed: int, num_processes: int, seconds: float) -> Rates:
+def measure_env_only(overrides: Sequence[str], seed: int, num_processes: int, seconds: float) -> Outcome:
     """Step environments in `num_processes` processes at the same time."""
     arguments = {"overrides": overrides, "seconds": seconds}
     processes = [_start("env_only.py", {**arguments, "seed": seed + i}) for i in range(num_processes)]
@@ -32,31 +32,28 @@ def measure_env_only(overrides: Sequence[str], seed: int, num_processes: int, se
     finally:
         _end(processes)
     rate = sum(one["env_steps"] / one["elapsed_s"] for one in found)
-    return Rates(rate, {"env": sum(one["cpu_s"] / one["elapsed_s"] for one in found)})
+    return Outcome(Rates(rate, {"env": sum(one["cpu_s"] / one["elapsed_s"] for one in found)}))
 
 
-def measure_training(overrides: Sequence[str], mode: str, seed: int) -> Rates:
-    """Run the real command."""
+def measure_training(
+    overrides: Sequence[str], mode: str, seed: int, env_steps: int, goal: float | None
+) -> Outcome:
+    """Run the real command, once to the goal, where there is one, and once for `env_steps`, to have a steady rate."""
+    settings = [*overrides, f"mode={mode}", f"seed={seed}", "evaluation.episodes=1", "evaluation.num_envs=1"]
+    rates = _train([*settings, f"total_env_steps={env_steps}"], None).rates
+    return Outcome(rates) if goal is None else _train(settings, goal)._replace(rates=rates)
+
+
+def _train(settings: Sequence[str], goal: float | None) -> Outcome:
     with tempfile.TemporaryDirectory() as root:
-        settings = [f"mode={mode}", f"seed={seed}", "evaluation.episodes=1", "evaluation.num_envs=1"]
-        training = Training([*overrides, *settings], Path(root))
+        training = Training(settings, Path(root))
         training.run()
-        rate = middle_rates(training.points()).env_steps_per_s
-        return Rates(rate, middle_rates(training.cpu_points).cores)
-
-
-def measure_peer(overrides: Sequence[str], seed: int) -> Rates:
-    """Train the same with stable-baselines3."""
-    process = _start("stable_baselines3_ppo.py", {"overrides": overrides, "seed": seed})
-    try:
-        return middle_rates([Point(*point) for point in _result(process)])
-    finally:
-        _end([process])
+        return training.watched().outcome(goal)
 
 
 def _start(program: str, arguments: Mapping[str, Any]) -> subprocess.Popen[str]:
     command = [sys.executable, str(Path(__file__).parent / program), json.dumps(arguments)]
-    environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, "1")}
+    environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1")}
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     )

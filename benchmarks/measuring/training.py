@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.base.telemetry import METRICS_FILE, read_metrics
 from measuring.timeline import Point
+from measuring.watching import RowFile, Watched, watch
 
 _EXPERIMENT, _TRIAL = "benchmark", "run"
-_SAMPLE_INTERVAL_S = 0.2
 _STOP_TIMEOUT_S = 60.0
 _TAIL_LINES = 15
 
@@ -41,6 +43,8 @@ class Training:
         self.directory = RunDirectory(root, _EXPERIMENT, _TRIAL)
         self.wall_s = 0.0
         self.cpu_points: list[Point] = []
+        self._started_s = 0.0
+        self._seen: list[tuple[float, dict[str, Any]]] = []
         names = [f"root={root}", f"experiment_name={_EXPERIMENT}", f"trial_name={_TRIAL}"]
         self._command = [sys.executable, "-m", "hpc_marl.train", *overrides, *names]
         self._output = root / "output.txt"
@@ -51,20 +55,19 @@ class Training:
         Raises:
             TrainingError: the command failed.
         """
-        started_s = time.monotonic()
+        self._started_s = time.monotonic()
         with open(self._output, "wb") as output:
             process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
             )
             try:
-                self._watch(process)
+                rows = RowFile(self.directory.metrics / METRICS_FILE)
+                self._seen, self.cpu_points = watch(process, rows, _kind_of)
             finally:
-                if (
-                    process.poll() is None
-                ):  # interrupted: killing the controller would leave its workers behind
-                    process.terminate()
+                if process.poll() is None:
+                    process.terminate()  # interrupted: killing the controller would leave its workers behind
                     process.wait(_STOP_TIMEOUT_S)
-        self.wall_s = time.monotonic() - started_s
+        self.wall_s = time.monotonic() - self._started_s
         if process.returncode:
             tail = "\n".join(self._output.read_text("utf-8", "replace").splitlines()[-_TAIL_LINES:])
             raise TrainingError(f"exit code {process.returncode} of {' '.join(self._command)}\n{tail}")
@@ -74,27 +77,26 @@ class Training:
         rows = read_metrics(self.directory.metrics / METRICS_FILE)
         return [Point(row["time_s"], row["env_steps"], {}) for row in rows]
 
-    def _watch(self, process: subprocess.Popen[bytes]) -> None:
-        while process.poll() is None:
-            points = self.points()
-            now_s = time.monotonic()
-            self.cpu_points.append(Point(now_s, points[-1].env_steps if points else 0, _cpu_s(process.pid)))
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_SAMPLE_INTERVAL_S)
+    def watched(self) -> Watched:
+        """Return what was seen; the trainer's clock is set by the row that was seen soonest after it was made."""
+        zero_s = min(seen_s - row["time_s"] for seen_s, row in self._seen)
+        rows = [{**row, "time_s": zero_s + row["time_s"]} for _, row in self._seen]
+        return Watched(self._started_s, self._first_step_s(), rows, self.cpu_points)
+
+    def _first_step_s(self) -> float:
+        """Return when the controller let the actors begin, which is just before the first environment step."""
+        log = (self.directory.logs / "controller.log").read_text("utf-8")
+        found = re.search(r"^(\S+ \S+) controller INFO training starts", log, re.MULTILINE)
+        if found is None:
+            raise TrainingError("controller.log does not say when training started")
+        started = datetime.strptime(found.group(1), "%Y-%m-%d %H:%M:%S,%f")
+        return started.timestamp() - time.time() + time.monotonic()
 
 
-def _cpu_s(pid: int) -> dict[str, float]:
-    """Return the CPU seconds so far of a controller and of its workers by kind."""
-    used: dict[str, float] = {}
-    with suppress(psutil.NoSuchProcess):
-        controller = psutil.Process(pid)
-        for process in (controller, *controller.children(recursive=True)):
-            with suppress(psutil.NoSuchProcess):
-                names = [argument.partition("/")[0] for argument in process.cmdline()[3:4]]
-                kind = "controller" if process.pid == pid else "".join(names)
-                times = process.cpu_times()
-                used[kind] = used.get(kind, 0.0) + times.user + times.system
-    return used
+def _kind_of(process: psutil.Process) -> str:
+    """Return the kind of a worker; of the session, which drives them, `controller`."""
+    arguments = process.cmdline()
+    return arguments[3].partition("/")[0] if arguments[2:3] == ["hpc_marl.workers"] else "controller"
 
 
 def stop_in_order_on_sigterm() -> None:

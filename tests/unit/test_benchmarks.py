@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,56 +56,149 @@ def test_rates_of_a_run_that_is_too_short_are_refused(num_points: int) -> None:
         load("measuring.timeline").middle_rates(timeline(1.0)[:num_points])
 
 
-def throughput_results(with_peer: bool) -> dict[str, list[Any]]:
-    rates = load("measuring.timeline").Rates
+def outcome(rate: float, **times: Any) -> Any:
+    rates = load("measuring.timeline").Rates(rate, {"actor": 1.25, "trainer": 0.75})
+    return load("measuring.watching").Outcome(rates, **times)
+
+
+def comparison(with_peer: bool = True) -> dict[str, list[Any]]:
+    rates, outcomes = load("measuring.timeline").Rates, load("measuring.watching").Outcome
+    times = {"goal_env_steps": 70_000, "goal_s": 4.0, "learning_s": 2.0}
     found = {
-        "env only": [rates(100.0, {"env": 2.0}), rates(1000.0, {"env": 2.0}), rates(200.0, {"env": 2.0})],
-        "hpc-marl train, async": [rates(50.0, {"actor": 1.25, "trainer": 0.75})] * 3,
-        "hpc-marl train, sync": [rates(40.0, {"actor": 1.0, "trainer": 1.0})] * 3,
+        "env only": [outcomes(rates(rate, {"env": 2.0})) for rate in (100.0, 1000.0, 200.0)],
+        "hpc_marl, sync": [outcome(40.0, **times)] * 3,
+        "hpc_marl, async": [outcome(50.0, **{**times, "goal_s": None, "learning_s": None})] * 3,
     }
     if with_peer:
-        found["stable-baselines3 PPO"] = [rates(25.0, {"peer": 1.0})] * 3
+        found["a peer"] = [outcome(25.0, goal_env_steps=60_000, goal_s=14.0, learning_s=8.0)] * 3
+        found["a fast peer"] = [outcome(26.0)] * 3
     return found
 
 
-def test_throughput_ratios_are_taken_within_a_repeat() -> None:
-    throughput = load("throughput")
-    results = throughput_results(with_peer=True)
+def test_ratios_are_taken_within_a_repeat() -> None:
+    comparing = load("measuring.comparing")
     rows = {
-        row[1]: dict(zip(throughput.HEADER, row, strict=True)) for row in throughput.table_rows("T", results)
+        row[0]: dict(zip(comparing.HEADER, row, strict=True)) for row in comparing.table_rows(comparison())
     }
-    ours = rows["hpc-marl train, async"]
+    ours = rows["hpc_marl, async"]
     assert ours["env_steps/s"] == "50"
-    assert ours["of env only"] == "25.0%"  # the median of 50, 5 and 25 %
-    assert ours["of the peer"] == "2.00 x"
+    assert ours["of env only"] == "25%"  # the median of 50, 5 and 25 %
+    assert rows["a peer"]["hpc_marl is"] == "2.0 x as fast"
     assert (ours["cores busy"], ours["env_steps per CPU-second"]) == ("2.00", "25")
     assert rows["env only"]["lowest to highest"] == "100 to 1,000"
+    assert [rows["a peer"][name] for name in comparing.HEADER[5:8]] == ["60,000", "14.0", "8.0"]
+    assert ours["s from the command"] == "-"
 
 
-def test_throughput_without_the_peer_has_the_other_rows() -> None:
-    rows = load("throughput").table_rows("T", throughput_results(with_peer=False))
-    assert [row[1] for row in rows] == ["env only", "hpc-marl train, async", "hpc-marl train, sync"]
-    assert {row[5] for row in rows} == {"-"}
+def test_goals_are_held_against_the_best_peer() -> None:
+    end_to_end = load("end_to_end")
+    rows = end_to_end.goal_rows("cartpole", comparison())
+    assert [row[0].split(",")[0] for row in rows] == [
+        "env_steps/s",
+        "s from the command to the score",
+        "s from the first step to the score",
+        "env_steps to the score",
+    ]
+    assert rows[0][3:] == ["a fast peer", "1.9 x", "at least 5 x", "missed"]
+    assert rows[1][3:] == ["a peer", "3.5 x", "at least 3 x", "reached"]
+    assert rows[2][3:] == ["a peer", "4.0 x", "at least 3 x", "reached"]
+    assert rows[3][-2:] == ["at most 150,000", "reached"]
+    assert [row[0] for row in end_to_end.goal_rows("cartpole", comparison(False))] == [
+        "env_steps to the score, hpc_marl, sync"
+    ]
+    assert end_to_end.goal_rows("cartpole_vector", comparison())[0][-1] == "missed"
+    assert end_to_end.goal_rows("lbf", comparison()) == []
 
 
-def test_actor_share() -> None:
-    text = load("throughput").actor_share(throughput_results(with_peer=False), "sync")
-    # env.step needs 2/200 CPU-seconds in the median repeat, an actor 1/40
-    assert text == "sync, CPU time: actor 50%, trainer 50%; env.step is 40% of the actors'"
+def test_rows_of_peers_that_failed_once_are_left_out() -> None:
+    repeats = [{"env only": outcome(1.0), "a peer": outcome(1.0)}, {"env only": outcome(2.0)}]
+    assert list(load("end_to_end").complete(repeats)) == ["env only"]
+
+
+def test_where_the_time_goes() -> None:
+    remarks = load("end_to_end").where_the_time_goes(comparison())
+    assert remarks[0] == "hpc_marl, sync: CPU time: actor 62%, trainer 38%."
 
 
 def test_a_busy_machine_is_said_to_be_one() -> None:
-    throughput, results = load("throughput"), throughput_results(with_peer=False)
-    assert throughput.disturbance(results, num_actors=2, num_cores=2) == ""
-    assert "2.00 of 4 cores" in throughput.disturbance(results, num_actors=8, num_cores=4)
+    end_to_end, results = load("end_to_end"), comparison()
+    assert end_to_end.disturbance(results, num_processes=2, num_cores=2) == ""
+    assert "2.00 of 4 cores" in end_to_end.disturbance(results, num_processes=8, num_cores=4)
 
 
-def test_the_tasks_of_throughput_compose() -> None:
-    compose = load("hpc_marl.composing.compose").compose_experiment
-    for task in load("throughput").TASKS.values():
-        config = compose([f"experiment={task.experiment}", "actors.count=2"])
-        batch = config.algorithm.rollout_length * config.actors.count * config.actors.num_envs
-        assert task.quick_env_steps >= 4 * batch, "too few updates to have a middle"
+def test_the_tasks_of_end_to_end_compose_and_are_said_in_their_peers_words() -> None:
+    contestants, compose = (
+        load("measuring.contestants"),
+        load("hpc_marl.composing.compose").compose_experiment,
+    )
+    assert {"cartpole", "cartpole_vector", "lbf"} <= set(contestants.runnable_tasks())
+    for name in contestants.runnable_tasks():
+        task = contestants.TASKS[name]
+        config = compose([f"experiment={task.experiment}"])
+        batch = config.algorithm.rollout_length * config.batches_per_update * config.actors.num_envs
+        assert task.env_steps // 4 >= 4 * batch, f"{name}: too few updates to have a middle"
+        for peer in task.peers(config):
+            json.dumps(dict(peer.settings))
+            assert (BENCHMARKS / "peers" / f"{peer.name}_driver.py").is_file()
+            assert (BENCHMARKS / "peers" / f"{peer.name}.txt").is_file()
+
+
+def peer_without_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str) -> Any:
+    """A peer whose Python is this one and whose driver is `program`."""
+    peers = load("measuring.peers")
+    monkeypatch.setattr(peers, "PEERS", tmp_path)
+    monkeypatch.setattr(peers, "DRIVERS", tmp_path)
+    (tmp_path / "stub" / "bin").mkdir(parents=True)
+    (tmp_path / "stub" / "bin" / "python").symlink_to(sys.executable)
+    (tmp_path / "stub_driver.py").write_text(program)
+    return peers.Peer("a stub", "stub", {"length": 5})
+
+
+def test_a_peer_reports_until_it_holds_the_goal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    peers_directory = BENCHMARKS / "peers"
+    peer = peer_without_environment(
+        monkeypatch,
+        tmp_path,
+        f"""
+import sys
+sys.path.insert(0, {str(peers_directory)!r})
+from peer_progress import PeerProgress, read_settings
+progress, settings = PeerProgress(read_settings()), read_settings()
+progress.started()
+env_steps, going_on = 0, True
+while going_on:
+    env_steps += 50 * settings["length"]
+    for _ in range(50):
+        progress.episode(env_steps)
+    going_on = progress.update(env_steps)
+""",
+    )
+    assert not peer.is_installed
+    assert "install.py stub" in peer.how_to_install
+    watched = load("measuring.peers").run_peer(peer, seed=1, goal=1000.0, min_s=0.0, max_s=60.0)
+    assert [row["env_steps"] for row in watched.rows] == [250, 500, 750, 1000, 1250]
+    # the last 100 episodes of 1000 and 1250 are the first whose mean is 1000
+    assert load("measuring.learning").first_reached(watched.rows, 1000.0) == 1250
+    assert watched.started_s < watched.first_step_s < watched.rows[-1]["time_s"]
+
+
+def test_a_peer_that_fails_says_how(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    peer = peer_without_environment(monkeypatch, tmp_path, "raise SystemExit('no such environment')")
+    peers = load("measuring.peers")
+    with pytest.raises(peers.PeerError, match="no such environment"):
+        peers.run_peer(peer, seed=1, goal=None, min_s=0.0, max_s=1.0)
+
+
+def test_rows_are_read_as_they_are_completed(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = load("measuring.watching").RowFile(path)
+    assert rows.new_rows() == []
+    path.write_text('{"a": 1}\n{"a": ')
+    assert rows.new_rows() == [{"a": 1}]
+    with open(path, "a") as file:
+        file.write("2}\n")
+    assert rows.new_rows() == [{"a": 2}]
+    assert rows.new_rows() == []
 
 
 def row(env_steps: int, number: int, mean: float | None = None) -> dict[str, Any]:
