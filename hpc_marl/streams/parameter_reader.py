@@ -200,12 +200,13 @@ class ParameterReader:
 
     def _decode(self, frames: list[zmq.Frame]) -> FlatParameters | None:
         assert self._layout is not None
+        flat = np.empty(self._layout.size, np.float32)
         try:
             version = serialization.decode(frames[0].buffer, Version)
-            content = from_frames(frames[1:], 4 * self._layout.size)
+            from_frames(frames[1:], flat.view(np.uint8))
         except ProtocolError:
             return None
         self._asked_s = None
         if version.generation <= self._generation:
             return None
-        return FlatParameters(version.generation, version.policy_version, np.frombuffer(content, np.float32))
+        return FlatParameters(version.generation, version.policy_version, flat)

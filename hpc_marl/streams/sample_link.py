@@ -11,6 +11,7 @@ import zmq
 from hpc_marl.base import serialization
 from hpc_marl.base.doorbell import Doorbell, DoorbellButton, DoorbellHandle
 from hpc_marl.errors import StreamError
+from hpc_marl.streams.frames import in_frames
 from hpc_marl.streams.links import can_send
 from hpc_marl.streams.sample_credits import Grant
 from hpc_marl.streams.sample_lane import SampleLane
@@ -97,7 +98,7 @@ class SenderLink:
             if lent is None:
                 self.socket.send(header, zmq.NOBLOCK)
             else:
-                frames: list[bytes | memoryview] = [header, lent.buffer]
+                frames: list[bytes | memoryview] = [header, *in_frames(lent.buffer)]
                 lent.tracker = self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False, track=True)
         except zmq.Again:
             return False

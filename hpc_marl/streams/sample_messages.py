@@ -21,7 +21,7 @@ from hpc_marl.streams.sample_credits import Grant
 
 PROTOCOL_VERSION = 3
 COPIED_BYTES = 2**17
-"""Batches up to this are part of their message: that costs less than a frame of their own that need not be copied."""
+"""Batches up to this are part of their message: that costs less than frames of their own that need not be copied."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -85,7 +85,7 @@ class Commit(_SenderMessage, frozen=True, kw_only=True):
     slot: Count
     metadata: SampleMetadata
     content: memoryview | None
-    """Its bytes; None where they are in the next frame, as large ones are."""
+    """Its bytes; None where they are in the frames that follow, as large ones are."""
 
 
 class Ping(_SenderMessage, frozen=True, kw_only=True):

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+import zmq
+from numpy.typing import NDArray
 
 from hpc_marl.base.doorbell import DoorbellButton
 from hpc_marl.base.network import host_identity
 from hpc_marl.data import SampleBatch
 from hpc_marl.errors import ProtocolError, StreamError
-from hpc_marl.streams.links import aligned
+from hpc_marl.streams.frames import from_frames
 from hpc_marl.streams.sample_credits import Grant
 from hpc_marl.streams.sample_lane import Record, SampleLane
-from hpc_marl.streams.sample_messages import COPIED_BYTES, Hello, SampleMetadata, SharedParts
+from hpc_marl.streams.sample_messages import Hello, SampleMetadata, SharedParts
 from hpc_marl.streams.sample_slots import SampleSlots
 
 _logger = logging.getLogger(__name__)
@@ -98,15 +103,12 @@ class Peer:
     """Slot of each batch that has not been released, by sequence number."""
     nbytes: int = field(init=False)
     """Of each batch."""
-    slots: SampleSlots | None = field(init=False)
-    """Where small batches that come by ZMQ are copied to: that costs less than making arrays for each."""
+    places: dict[int, tuple[NDArray[np.uint8], SampleBatch]] = field(default_factory=dict)
+    """What comes by ZMQ is copied to; made once for each slot, for new memory and new arrays cost more than a copy."""
 
     def __post_init__(self) -> None:
         """Work out once what is needed for every batch."""
-        layout, num_slots = self.hello.layout, self.hello.num_slots
-        self.nbytes, self.slots = layout.nbytes, None
-        if self.shared is None and self.nbytes <= COPIED_BYTES:
-            self.slots = SampleSlots.create(layout, num_slots, shared=False, label="")
+        self.nbytes = self.hello.layout.nbytes
 
     @property
     def transport(self) -> str:
@@ -117,8 +119,15 @@ class Peer:
         """Return whether its lane says what it did not say before."""
         return self.shared is not None and self.shared.lane.sender_state() != self.seen
 
-    def unpack(self, record: Record, content: memoryview | None = None) -> ReceivedBatch:
-        """Return the batch that a record announces; `content` is what came by ZMQ, where memory is not shared.
+    def unpack(
+        self, record: Record, content: memoryview | None = None, frames: Sequence[zmq.Frame] = ()
+    ) -> ReceivedBatch:
+        """Return the batch that a record announces.
+
+        Args:
+            record: of the batch.
+            content: its bytes, where they came by ZMQ in the message.
+            frames: its bytes, where they came by ZMQ behind the message.
 
         Raises:
             ProtocolError: the slot is not one that the sender can have used, or the bytes are not one batch.
@@ -128,13 +137,16 @@ class Peer:
             raise ProtocolError(f"{hello.worker_name} committed slot {slot}, which it cannot have")
         if self.shared is not None:
             batch = self.shared.slots.batches[slot]
-        elif content is None or len(content) != self.nbytes:
-            raise ProtocolError(f"a batch of {hello.worker_name} is not {self.nbytes} bytes")
-        elif self.slots is not None:
-            self.slots.buffers[slot][:] = content
-            batch = self.slots.batches[slot]
         else:
-            batch = hello.layout.view(aligned(content))
+            flat, batch = self._place(slot)
+            if content is None:
+                from_frames(frames, flat)
+            elif len(content) != flat.nbytes:
+                raise ProtocolError(
+                    f"a batch of {hello.worker_name} is {len(content)} bytes, not {flat.nbytes}"
+                )
+            else:
+                flat[:] = np.frombuffer(content, np.uint8)
         return ReceivedBatch(
             batch=batch,
             worker_name=hello.worker_name,
@@ -145,6 +157,13 @@ class Peer:
             nbytes=self.nbytes,
             transport=self.transport,
         )
+
+    def _place(self, slot: int) -> tuple[NDArray[np.uint8], SampleBatch]:
+        """Return the place of a slot, as bytes and as arrays."""
+        if slot not in self.places:
+            flat = np.zeros(self.nbytes, np.uint8)
+            self.places[slot] = flat, self.hello.layout.view(flat)
+        return self.places[slot]
 
     def close(self) -> None:
         """Let go of its memory; batches in hand keep what they view."""

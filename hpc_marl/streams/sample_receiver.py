@@ -335,10 +335,10 @@ class SampleReceiver:
             self._ignored["early"] += 1
             self._send_pong(peer, commit)
             return
-        if len(payload) != (commit.content is None):
-            raise ProtocolError(f"a batch of {peer.hello.worker_name} in {len(payload)} frames")
-        content = payload[0].buffer if commit.content is None else commit.content
-        self._book(peer, Record(expected, commit.slot, commit.produced, commit.metadata), content)
+        if payload and commit.content is not None:
+            raise ProtocolError(f"a batch of {peer.hello.worker_name} came twice in one message")
+        record = Record(expected, commit.slot, commit.produced, commit.metadata)
+        self._book(record, peer, peer.unpack(record, commit.content, payload))
 
     def _read_lane(self, peer: Peer) -> bool:
         """Take in what the sender has written to its lane; return False where that makes no sense and it must go."""
@@ -349,7 +349,7 @@ class SampleReceiver:
         fence()
         try:
             for record in lane.records(self.ledger.next_seq(stream) or 0, peer.seen[0]):
-                self._book(peer, record)
+                self._book(record, peer, peer.unpack(record))
         except ProtocolError as error:
             self._note_malformed(error)
             self._end(peer, None)
@@ -360,8 +360,7 @@ class SampleReceiver:
         self._credits.confirm(stream, *lane.told())
         return True
 
-    def _book(self, peer: Peer, record: Record, content: memoryview | None = None) -> None:
-        received = peer.unpack(record, content)
+    def _book(self, record: Record, peer: Peer, received: ReceivedBatch) -> None:
         tally = Tally(1, record.metadata.env_steps, record.metadata.agent_steps)
         self.ledger.received(received.stream, received.seq, before=record.before, batch=tally)
         peer.held[received.seq] = record.slot

@@ -121,10 +121,10 @@ def test_a_stopped_reader_of_another_node_keeps_nobody_waiting(new_context, tmp_
 
 
 def test_large_weights_come_in_frames_and_are_whole(new_context):
-    shapes = {"w": (300_001,)}
+    shapes = {"w": (600_001,)}
     publisher = ParameterPublisher(new_context(), KEY, shapes, transport="zmq")
     reader = ParameterReader(new_context(), KEY, transport="zmq")
-    numbers = np.arange(300_001, dtype=np.float32)
+    numbers = np.arange(600_001, dtype=np.float32)
     publisher.publish(1, {"w": numbers})
     assert np.array_equal(reader.wait(1, TIMEOUT_S).weights["w"], numbers)
     reader.close()

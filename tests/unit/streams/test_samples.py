@@ -11,7 +11,7 @@ import pytest
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.data import EnvSpec, SampleLayout
 from hpc_marl.errors import NameResolveError, StreamError
-from hpc_marl.streams import sample_messages, sample_peer, sample_sender
+from hpc_marl.streams import frames, sample_messages, sample_peer, sample_sender
 from hpc_marl.streams.ledger import LOST, Ledger
 from hpc_marl.streams.sample_lane import SampleLane
 from hpc_marl.streams.sample_messages import Commit
@@ -27,10 +27,10 @@ TRANSPORTS = {"shared_memory": "auto", "zmq": "zmq"}
 
 @pytest.fixture(params=[*TRANSPORTS, "zmq, large batches"])
 def transport(request, monkeypatch):
-    """Large batches are sent without a copy, small ones in one frame with their message."""
+    """Large batches are sent without a copy in frames of their own, small ones in one frame with their message."""
     if request.param.endswith("large batches"):
-        for module in (sample_peer, sample_sender):
-            monkeypatch.setattr(module, "COPIED_BYTES", 0)
+        monkeypatch.setattr(frames, "FRAME_BYTES", 256)
+        monkeypatch.setattr(sample_sender, "COPIED_BYTES", 0)
     return request.param.split(",")[0]
 
 
