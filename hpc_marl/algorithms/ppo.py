@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hpc_marl.algorithms.autograd_steps import AutogradSteps
 from hpc_marl.algorithms.flat_steps import FlatSteps
 from hpc_marl.algorithms.normalization import RunningMoments, rescale_head
-from hpc_marl.algorithms.ranks import Ranks
+from hpc_marl.algorithms.ranks import Moments, Ranks
 from hpc_marl.algorithms.returns import Estimates, Trajectory, gae, vtrace
 from hpc_marl.algorithms.steps import Scalars, Steps
 from hpc_marl.config.algorithm import PPOConfig
@@ -120,9 +120,9 @@ class PPO:
         num_alive, num_broken = self._ranks.sums(float(alive.sum()), float(not is_finite))
         if not num_alive or num_broken:
             return metrics | {"skipped_updates": 1.0}
-        metrics |= self._fit_metrics(targets, alive)
-        scalars = Scalars(*self._normalize(targets, alive), alive.astype(np.float32))
-        return metrics | self._steps.fit(scalars, self._generator, learning_rate)
+        fit_metrics, advantages = self._fit_metrics(targets, alive)
+        scalars = Scalars(*self._normalize(targets, alive, advantages), alive.astype(np.float32))
+        return metrics | fit_metrics | self._steps.fit(scalars, self._generator, learning_rate)
 
     @property
     def optimizer_steps(self) -> int:
@@ -210,8 +210,15 @@ class PPO:
             return estimates, np.minimum(ratio, np.float32(config.vtrace_rho_max))
         return gae(trajectory, discount=config.discount, gae_lambda=config.gae_lambda), ratio
 
-    def _normalize(self, targets: _Targets, alive: NDArray[np.bool_]) -> tuple[Array, Array, Array, Array]:
+    def _normalize(
+        self, targets: _Targets, alive: NDArray[np.bool_], advantages: Moments
+    ) -> tuple[Array, Array, Array, Array]:
         """Take the targets into the value normaliser.
+
+        Args:
+            targets: of this update.
+            alive: [T, E, N] who acted.
+            advantages: mean and variance of theirs.
 
         Returns:
             [T, E, N] old log-probability; advantage, normalised before it is weighted, as a baseline within
@@ -219,9 +226,8 @@ class PPO:
         """
         advantage, target, old_value = targets.advantage, targets.value_target, targets.old_value
         if self.config.normalize_advantage:
-            valid = advantage[alive].astype(np.float64)  # squares of large rewards overflow float32
-            mean, variance = self._ranks.moments(valid)
-            centred = (advantage - np.float32(mean)) / np.float32(math.sqrt(variance) + 1e-8)
+            deviation = math.sqrt(advantages.variance) + 1e-8
+            centred = (advantage - np.float32(advantages.mean)) / np.float32(deviation)
             advantage = np.where(alive, centred, np.float32(0))
         if self._moments is not None:
             old_mean, old_std = self._moments.mean, self._moments.std
@@ -244,14 +250,15 @@ class PPO:
             "importance_clipped_fraction": num_clipped / count,
         }
 
-    def _fit_metrics(self, targets: _Targets, alive: NDArray[np.bool_]) -> dict[str, float]:
-        """Return how well the critic foretold the targets."""
-        target = targets.value_target[alive].astype(np.float64)
-        _, error_variance = self._ranks.moments(target - targets.old_value[alive])
-        mean, variance = self._ranks.moments(target)
-        _, advantage_variance = self._ranks.moments(targets.advantage[alive].astype(np.float64))
-        return {
-            "explained_variance": 1.0 - error_variance / variance if variance > 0 else 0.0,
-            "value_target_mean": mean,
-            "advantage_std": math.sqrt(advantage_variance),
+    def _fit_metrics(self, targets: _Targets, alive: NDArray[np.bool_]) -> tuple[dict[str, float], Moments]:
+        """Return how well the critic foretold the targets, and mean and variance of the advantages."""
+        target = targets.value_target[alive].astype(np.float64)  # squares of large rewards overflow float32
+        error, advantage = target - targets.old_value[alive], targets.advantage[alive].astype(np.float64)
+        of_error, of_target, of_advantage = self._ranks.moments(error, target, advantage)
+        is_varied = of_target.variance > 0
+        metrics = {
+            "explained_variance": 1.0 - of_error.variance / of_target.variance if is_varied else 0.0,
+            "value_target_mean": of_target.mean,
+            "advantage_std": math.sqrt(of_advantage.variance),
         }
+        return metrics, of_advantage

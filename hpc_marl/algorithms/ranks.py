@@ -10,7 +10,9 @@ raises RuntimeError: at once where its connections break, else after the process
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import math
+import operator
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +23,13 @@ from torch import Tensor, nn
 from hpc_marl.base import serialization
 
 T = TypeVar("T")
+
+
+class Moments(NamedTuple):
+    """Of some numbers."""
+
+    mean: float
+    variance: float
 
 
 class Ranks:
@@ -60,13 +69,15 @@ class Ranks:
         """Return the largest of the ranks' values."""
         return value
 
-    def moments(self, values: NDArray[np.float64]) -> tuple[float, float]:
-        """Return mean and variance of all ranks' values together (NaN where there are none)."""
-        count, total = self.sums(values.size, float(values.sum()))
-        if not count:
-            return float("nan"), float("nan")
-        mean = total / count
-        return mean, self.sums(float(np.square(values - mean).sum()))[0] / count
+    def moments(self, *series: NDArray[np.float64]) -> list[Moments]:
+        """Return mean and variance of all ranks' values together (NaN where there are none), series by series."""
+        sizes = [float(values.size) for values in series]
+        totals = self.sums(*sizes, *(float(values.sum()) for values in series))
+        counts = [count or math.nan for count in totals[: len(series)]]
+        means = [total / count for total, count in zip(totals[len(series) :], counts, strict=True)]
+        deviations = (values - mean for values, mean in zip(series, means, strict=True))
+        squares = self.sums(*(float(np.dot(values, values)) for values in deviations))
+        return [Moments(*found) for found in zip(means, map(operator.truediv, squares, counts), strict=True)]
 
     def gather(self, word: T) -> list[T]:
         """Return what the ranks have to say, by rank: Structs or plain values."""

@@ -1,0 +1,97 @@
+"""The benchmarks of the learner: the peer is a fair one, and the tables say what was measured."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hpc_marl.algorithms.ppo import PPO
+from hpc_marl.config import PolicyConfig, PPOConfig
+from hpc_marl.data import EnvSpec
+from hpc_marl.policies import PolicySpec
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def as_scripts_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make benchmarks/ importable, as it is for a script that lies there."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def load(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+def test_the_peer_learns_what_we_learn() -> None:
+    """From the same weights and the same batch, in one minibatch, whose order makes no difference."""
+    config = PPOConfig(
+        num_epochs=3,
+        num_minibatches=1,
+        value_normalization="none",
+        anneal_learning_rate=False,
+        learning_rate=0.01,
+    )
+    spec = PolicySpec(env=EnvSpec(observation_size=4, num_actions=2), policy=PolicyConfig())
+    ours, peer = PPO(config, spec, total_env_steps=1), load("measuring.common_ppo").CommonPPO(config, 4, 2)
+    critic = ours.model.critic
+    assert critic.first_bias is not None
+    pairs = [
+        *zip(ours.model.actor.parameters(), peer.actor.parameters(), strict=True),
+        *zip(
+            [critic.own_weight, critic.first_bias, *critic.hidden.parameters(), *critic.head.parameters()],
+            peer.critic.parameters(),
+            strict=True,
+        ),
+    ]
+    with torch.no_grad():
+        for own, other in pairs:
+            other.copy_(own)
+    before = [own.detach().clone() for own, _ in pairs]
+    batch = load("ppo_update").make_batch(64, 64)
+    ours.update(batch, 0)
+    peer.update(batch)
+    for own, other, old in zip(*zip(*pairs, strict=True), before, strict=True):
+        assert not torch.equal(own, old)
+        # the peer divides by the deviation of a sample, we by that of the batch
+        np.testing.assert_allclose(own.detach(), other.detach(), rtol=0.02, atol=2e-4)
+
+
+def test_updates_are_measured_and_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    module = load("ppo_update")
+    found = module.cpu_us(module.minibatch_ways(64, 2), 2, 2, 0.001)
+    text = module.table(found, 1e9)
+    assert list(found) == [module.COMMON, module.AUTOGRAD, module.BY_HAND, module.LIMIT]
+    assert all(value > 0 for values in found.values() for value in values)
+    assert text.count("reached") == 1 and "missed" in module.table(found, 0.0)
+    whole = module.cpu_us(module.update_ways(8, 8, 32), 1, 256, 0.001)
+    assert list(whole) == [module.COMMON, module.AUTOGRAD, module.BY_HAND]
+    assert "to the limit" not in module.table(whole, None)
+
+
+def test_something_that_is_not_learned_from_is_no_measurement() -> None:
+    with pytest.raises(RuntimeError, match="not learned from"):
+        load("ppo_update")._checked({"skipped_minibatches": 1.0})
+
+
+def test_scaling_is_reported_beside_one_process() -> None:
+    def turns(microseconds: float, exchange: float) -> list[dict[str, float]]:
+        return [{"us": microseconds, "exchange": exchange}] * 3
+
+    found = {
+        ("by hand", 1): turns(2.0, 0.0),
+        ("by hand", 2): turns(1.1, 0.2),
+        ("autograd", 1): turns(8.0, 0.0),
+        ("autograd", 2): turns(5.0, 0.1),
+    }
+    lines = load("data_parallel").report(found).splitlines()
+    cells = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| by hand, 2")
+    ]
+    assert cells[0][3] == "0.55" and cells[0][-1] == "reached"
+    assert cells[1][1:] == ["909,091", "20%"]
