@@ -56,6 +56,13 @@ class LaunchRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the host of slot 0 starts a controller of its own when nobody drives."""
     jobs: list[JobRecord] = []
 
+    def role_of(self, slot: int) -> str:
+        """Return the role of a slot's newest job: `core` or `actors`."""
+        for job in reversed(self.jobs):
+            if slot in job.slots:
+                return job.role
+        return "core" if slot == 0 else "actors"
+
 
 def write_launch_record(directory: RunDirectory, record: LaunchRecord) -> None:
     """Write launch.json, atomically."""

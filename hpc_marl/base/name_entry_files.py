@@ -14,19 +14,25 @@ import errno
 import hashlib
 import os
 import socket
+import stat
 import time
 import urllib.parse
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
+from hpc_marl.base.mounts import LOCAL_FILE_SYSTEMS, mount_of
 from hpc_marl.errors import NameResolveError
+
+T = TypeVar("T")
 
 _MAGIC = b"hpc_marl-name 1 "
 _COUNTER_DIGITS = 20
 _MAX_FILE_BYTES = 128 * 1024
 _MAX_FILE_NAME_BYTES = 255
+_LASTING_MODE = 0o400  # of an entry that cannot expire, which `stamps` sees without opening it
 _READ_ATTEMPTS = 10
 _READ_RETRY_S = 0.01
 _SERVER_TICK_S = 0.02  # longer than one; see `settle`
@@ -49,6 +55,18 @@ class Entry:
     ttl_s: float | None
     counter: int
     owner: str
+
+
+class Stamp(NamedTuple):
+    """What a directory tells of an entry without opening its file.
+
+    Attributes:
+        identity: another one for every entry that has ever had the name.
+        can_expire: it may have a time to live, so that only a look into it says whether it is alive.
+    """
+
+    identity: tuple[int, int]
+    can_expire: bool
 
 
 def new_entry(value: str, ttl_s: float | None) -> Entry:
@@ -113,7 +131,9 @@ def file_name_of(name: str) -> str:
 
 def name_of(file_name: str) -> str:
     """The inverse of `file_name_of`."""
-    return urllib.parse.unquote(file_name)
+    # Nearly all names hold nothing but letters, digits and '/', and listings have thousands of them.
+    slashed = file_name.replace("%2F", "/")
+    return urllib.parse.unquote(file_name) if "%" in slashed else slashed
 
 
 class EntryFiles:
@@ -121,11 +141,17 @@ class EntryFiles:
 
     Args:
         path: an existing directory.
+
+    Attributes:
+        path: the same.
+        is_local: it is of this machine alone, where a look costs next to nothing.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._is_nfs = mount_of(path)[0].startswith("nfs")
+        kind, _ = mount_of(path)
+        self._is_nfs = kind.startswith("nfs")
+        self.is_local = kind in LOCAL_FILE_SYSTEMS
 
     def listing(self) -> frozenset[str]:
         """The file names of all entries.
@@ -133,11 +159,18 @@ class EntryFiles:
         Raises:
             NameResolveError: the directory cannot be listed.
         """
+        return frozenset(self._scan(lambda items: [item.name for item in items if item.name[0] != "."]))
+
+    def stamps(self) -> dict[str, Stamp]:
+        """The stamps of all entries, by file name. Raises NameResolveError as `listing` does."""
+        return dict(self._scan(_stamps_of))
+
+    def _scan(self, take: Callable[[Iterator[os.DirEntry[str]]], list[T]]) -> list[T]:
         problem = OSError()
         for attempt in range(_READ_ATTEMPTS):
             try:
                 with os.scandir(self.path) as items:
-                    return frozenset(item.name for item in items if not item.name.startswith("."))
+                    return take(items)
             except OSError as error:
                 problem = error
                 if error.errno != errno.ESTALE:
@@ -173,13 +206,20 @@ class EntryFiles:
         )
 
     def write_temporary(self, entry: Entry) -> Path:
-        """Write the entry, whole and flushed, to a working file; other methods publish it."""
+        """Write the entry, whole and flushed, to a working file; other methods publish it.
+
+        On a file system of this machine nothing is forced to the disk: whoever could read the entry reads it from
+        memory, and after a crash of the machine nobody lives whom it names.
+        """
         path = self.path / f".tmp.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex}"
         try:
             with open(path, "xb", opener=_open_private) as file:
                 file.write(encode_entry(entry))
                 file.flush()
-                os.fsync(file.fileno())
+                if entry.ttl_s is None:
+                    os.fchmod(file.fileno(), _LASTING_MODE)
+                if not self.is_local:
+                    os.fsync(file.fileno())
         except OSError as error:
             raise NameResolveError(f"cannot write to the names directory {self.path}: {error}") from error
         return path
@@ -323,17 +363,18 @@ class EntryFiles:
             os.close(fd)
 
 
-def mount_of(path: Path) -> tuple[str, str]:
-    """Type and options of the mounted file system that holds `path`; 'unknown' and '' if nobody says."""
-    path = path.resolve()
-    best = ("", "unknown", "")
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/mounts").read_text().splitlines():
-            _, point, kind, options = line.split()[:4]
-            point = point.encode().decode("unicode_escape")  # blanks stand as \040
-            if len(point) >= len(best[0]) and path.is_relative_to(point):
-                best = (point, kind, options)
-    return best[1], best[2]
+def _stamps_of(items: Iterator[os.DirEntry[str]]) -> list[tuple[str, Stamp]]:
+    found = []
+    for item in items:
+        if item.name[0] == ".":
+            continue
+        try:
+            status = item.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        stamp = Stamp((status.st_ino, status.st_mtime_ns), bool(status.st_mode & stat.S_IWUSR))
+        found.append((item.name, stamp))
+    return found
 
 
 def _open_private(path: str, flags: int) -> int:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from hpc_marl.base.directory_notice import DirectoryNotice
 from hpc_marl.base.name_entry_files import Entry, EntryFiles
 
 
@@ -14,7 +17,8 @@ class SharedListing:
     one.
 
     Each waiting thread asks for a listing later than the one it has seen. Whose turn comes first does the
-    work, and all others that wait are served by it, so that hundreds of waits cost one `scandir` per tick.
+    work, and all others that wait are served by it, so that hundreds of waits cost one `scandir` per tick. A change
+    that the kernel notices is listed at once.
     """
 
     def __init__(self, files: EntryFiles) -> None:
@@ -24,6 +28,25 @@ class SharedListing:
         self._listing: frozenset[str] = frozenset()
         self._started_at = -float("inf")
         self._is_scanning = False
+        self._is_listening = False
+        self._awaited: list[str] = []
+        self._notice: DirectoryNotice | None = None
+
+    @contextmanager
+    def waiting(self, file_name: str) -> Iterator[None]:
+        """Surrounds the listings that one thread waits for, until this entry is there: the kernel may give notice."""
+        with self._changed:
+            self._awaited.append(file_name)
+            if self._notice is None:
+                self._notice = DirectoryNotice(self._files.path)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._awaited.remove(file_name)
+                if not self._awaited and self._notice is not None:
+                    self._notice.close()
+                    self._notice = None
 
     def newest(self) -> int:
         """Number of the newest listing so far."""
@@ -33,7 +56,7 @@ class SharedListing:
     def later_than(
         self, number: int, interval_s: float, timeout_s: float
     ) -> tuple[int, frozenset[str]] | None:
-        """The next listing after `number`, with its number; None after `timeout_s`.
+        """The next listing after `number`, with its number; None after `timeout_s`. To be called inside `waiting`.
 
         Args:
             number: of the listing last seen.
@@ -54,10 +77,30 @@ class SharedListing:
                     self._is_scanning = True
                     self._started_at = now
                     break
-                self._changed.wait(deadline - now if self._is_scanning else min(due, deadline) - now)
+                if self._is_scanning:
+                    self._changed.wait(deadline - now)
+                elif self._is_listening:
+                    self._changed.wait(min(due, deadline) - now)
+                else:
+                    self._listen(min(due, deadline) - now)
             else:
                 return self._number, self._listing
         return self._scan()
+
+    def _listen(self, timeout_s: float) -> None:
+        """Wait, for all threads, until the kernel says that awaited names have come; the next listing is due then."""
+        notice = self._notice
+        assert notice is not None, "waiting() comes first"
+        self._is_listening = True
+        self._changed.release()
+        try:
+            has_changed = notice.wait(timeout_s, self._awaited)  # those that come meanwhile count too
+        finally:
+            self._changed.acquire()
+            self._is_listening = False
+            self._changed.notify_all()
+        if has_changed:
+            self._started_at = -float("inf")
 
     def _scan(self) -> tuple[int, frozenset[str]]:
         listing = None

@@ -93,6 +93,15 @@ class NameResolver(ABC):
         """The values of `find_subtree(name_root)`, in that order."""
 
     @abstractmethod
+    def get_items(self, name_root: str) -> dict[str, str]:
+        """The names and values of `name_root` and all below it, sorted by name; cheap enough to be asked often."""
+
+    @property
+    def look_interval_s(self) -> float:
+        """How soon it is worth to look again for a name that is not there [s]: a shared file system serves many."""
+        return 0.5
+
+    @abstractmethod
     def clear_subtree(self, name_root: str) -> None:
         """Delete `name_root` and everything below it; nothing to delete is not an error."""
 

@@ -2,7 +2,9 @@
 
     add      working file, fsync, link() (exclusive) or rename() (replace)
     get      open the directory, open the file
-    wait     one scandir per tick for all waits of the process: 50 ms at first, 0.9 s at last
+    wait     one scandir per tick for all waits of the process: 50 ms at first, 0.9 s at last, and when the kernel
+             gives notice of a change on a file system of this machine
+    items    one scandir; only files that are new, or may have expired, are opened
     live     the owner changes a counter inside its entry every ttl/3; each reader judges by its own clock
 
 It uses link, rename and scandir only, no locks, so it works as well on Lustre, GPFS and BeeGFS.
@@ -21,9 +23,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_marl.base.name_entry_files import Entry, EntryFiles, file_name_of, mount_of, name_of, new_entry
+from hpc_marl.base.mounts import mount_of
+from hpc_marl.base.name_entry_files import (
+    Entry,
+    EntryFiles,
+    Stamp,
+    file_name_of,
+    name_of,
+    new_entry,
+)
 from hpc_marl.base.name_observation import Liveness, shared_listings
-from hpc_marl.base.name_resolve import NameResolver, check_name, check_ttl, check_value, is_in_subtree
+from hpc_marl.base.name_resolve import NameResolver, check_name, check_ttl, check_value
 from hpc_marl.base.name_watch import NameWatch, NameWatcher
 from hpc_marl.base.permissions import check_private_directory
 from hpc_marl.errors import (
@@ -38,6 +48,8 @@ logger = logging.getLogger(__name__)
 _FIRST_INTERVAL_S = 0.05
 _INTERVAL_GROWTH = 1.5
 _LAST_INTERVAL_S = 0.9  # a name must be seen within 1 s
+_LOCAL_INTERVAL_S = 0.02
+_MAX_STALE_READS = 1000
 _REREAD_S = 30.0  # how often a watched entry without a time to live is opened although it is still listed
 _ADD_ATTEMPTS = 20
 
@@ -72,6 +84,9 @@ class FileNameResolver(NameResolver):
         self._liveness = Liveness()
         self._claims = Liveness()
         self._reread_at: dict[str, float] = {}
+        self._read: dict[
+            str, tuple[Stamp, str]
+        ] = {}  # file name -> what was read of an entry that cannot expire
         self._pid = os.getpid()
         self._own: dict[str, _Own] = {}
         self._changed = threading.Condition()
@@ -123,6 +138,17 @@ class FileNameResolver(NameResolver):
         """See `NameResolver.wait`."""
         file_name = file_name_of(check_name(name))
         deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
+        entry = self._look(file_name)
+        if entry is not None:
+            return entry.value
+        with self._listing.waiting(file_name):
+            entry = self._wait(file_name, deadline)
+        if entry is None:
+            raise NameWaitTimeoutError(self._what_was_there(name, timeout))
+        return entry.value
+
+    def _wait(self, file_name: str, deadline: float) -> Entry | None:
+        """The entry as soon as it is there; None after the deadline."""
         interval_s = _FIRST_INTERVAL_S
         number = self._listing.newest()
         entry = self._look(file_name)
@@ -132,12 +158,12 @@ class FileNameResolver(NameResolver):
             left_s = min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
             listed = self._listing.later_than(number, jittered_s, left_s)
             if listed is None:
-                raise NameWaitTimeoutError(self._what_was_there(name, timeout))
+                return None
             number, names = listed
             if file_name in names:
                 entry = self._look(file_name)
             interval_s = min(interval_s * _INTERVAL_GROWTH, _LAST_INTERVAL_S)
-        return entry.value
+        return entry
 
     def delete(self, name: str) -> None:
         """See `NameResolver.delete`."""
@@ -149,15 +175,39 @@ class FileNameResolver(NameResolver):
 
     def find_subtree(self, name_root: str) -> list[str]:
         """See `NameResolver.find_subtree`."""
-        return [name for name, _ in self._subtree(name_root)]
+        found = self._stamped_subtree(name_root)
+        return [
+            name
+            for name, (file_name, stamp) in found.items()
+            if not stamp.can_expire or self._look(file_name) is not None
+        ]
 
     def get_subtree(self, name_root: str) -> list[str]:
         """See `NameResolver.get_subtree`."""
-        return [value for _, value in self._subtree(name_root)]
+        return list(self.get_items(name_root).values())
+
+    def get_items(self, name_root: str) -> dict[str, str]:
+        """See `NameResolver.get_items`."""
+        found: dict[str, str] = {}
+        for name, (file_name, stamp) in self._stamped_subtree(name_root).items():
+            known = self._read.get(file_name)
+            if known is not None and known[0] == stamp and not stamp.can_expire:
+                found[name] = known[1]
+            elif (entry := self._look(file_name)) is not None:
+                found[name] = entry.value
+                self._read[file_name] = stamp, entry.value
+        if len(self._read) > 2 * len(found) + _MAX_STALE_READS:
+            self._read.clear()
+        return found
+
+    @property
+    def look_interval_s(self) -> float:
+        """See `NameResolver.look_interval_s`."""
+        return _LOCAL_INTERVAL_S if self._files.is_local else super().look_interval_s
 
     def clear_subtree(self, name_root: str) -> None:
         """See `NameResolver.clear_subtree`."""
-        for name in self._listed_subtree(name_root):
+        for name in self._stamped_subtree(name_root):
             self._files.unlink(file_name_of(name))
             self._disown(file_name_of(name))
         self._files.settle()
@@ -201,14 +251,16 @@ class FileNameResolver(NameResolver):
             return None
         return entry if self._liveness.is_alive(file_name, entry, looked_at) else None
 
-    def _listed_subtree(self, name_root: str) -> list[str]:
-        check_name(name_root)
-        names = (name_of(file_name) for file_name in self._files.listing())
-        return sorted(name for name in names if is_in_subtree(name, name_root))
-
-    def _subtree(self, name_root: str) -> list[tuple[str, str]]:
-        looked = ((name, self._look(file_name_of(name))) for name in self._listed_subtree(name_root))
-        return [(name, entry.value) for name, entry in looked if entry is not None]
+    def _stamped_subtree(self, name_root: str) -> dict[str, tuple[str, Stamp]]:
+        """The names below a root, sorted, with their files and what the directory says of these."""
+        start = file_name_of(check_name(name_root))
+        below = start + file_name_of("/")
+        found = {
+            name_of(file_name): (file_name, stamp)
+            for file_name, stamp in self._files.stamps().items()
+            if file_name == start or file_name.startswith(below)
+        }
+        return dict(sorted(found.items()))
 
     def _present(self, names: frozenset[str]) -> frozenset[str]:
         """For the watcher: those of `names` that exist; opens only what may have expired meanwhile."""

@@ -115,6 +115,15 @@ class MemoryNameResolver(NameResolver):
         """See `NameResolver.get_subtree`."""
         return [value for _, value in self._subtree(name_root)]
 
+    def get_items(self, name_root: str) -> dict[str, str]:
+        """See `NameResolver.get_items`."""
+        return dict(self._subtree(name_root))
+
+    @property
+    def look_interval_s(self) -> float:
+        """See `NameResolver.look_interval_s`."""
+        return 0.01
+
     def clear_subtree(self, name_root: str) -> None:
         """See `NameResolver.clear_subtree`."""
         check_name(name_root)

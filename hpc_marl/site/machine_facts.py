@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from hpc_marl.base.name_entry_files import mount_of
+from hpc_marl.base.mounts import mount_of
 from hpc_marl.base.network import interface_addresses
 from hpc_marl.launch.slurm_commands import run_command
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_marl.base.name_entry_files import mount_of
+from hpc_marl.base.mounts import mount_of
 from hpc_marl.errors import ConfigError, LaunchError
 from hpc_marl.launch.site_survey import SiteSurvey, ask
 

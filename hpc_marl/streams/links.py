@@ -22,7 +22,7 @@ _logger = logging.getLogger(__name__)
 
 _POLLIN, _POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)  # plain numbers: these are asked at every step
 _ABSENT_INTERVAL_S = 0.5
-"""Between two looks for a service that has never been seen."""
+"""Between two looks for a service that has never been seen; sooner where a look costs nothing."""
 _LOST_INTERVAL_S = 1.0
 """Between two looks while there is no connection: about how long a restarted service goes unnoticed."""
 _SILENT_INTERVAL_S = 5.0
@@ -57,7 +57,7 @@ class RecordWatch:
         now = time.monotonic()
         interval = _SILENT_INTERVAL_S if connected else _LOST_INTERVAL_S
         if self.record is None:
-            interval = _ABSENT_INTERVAL_S
+            interval = min(_ABSENT_INTERVAL_S, self._context.resolver.look_interval_s)
         self._next_look_s = min(self._next_look_s, now + 1.2 * interval)
         if now < self._next_look_s:
             return False

@@ -146,6 +146,9 @@ class RemoteResolver(NameResolver):
     def get_subtree(self, name_root: str) -> list[str]:
         return self.node.call("get_subtree", name_root, target=self.number)
 
+    def get_items(self, name_root: str) -> dict[str, str]:
+        return self.node.call("get_items", name_root, target=self.number)
+
     def clear_subtree(self, name_root: str) -> None:
         self.node.call("clear_subtree", name_root, target=self.number)
 

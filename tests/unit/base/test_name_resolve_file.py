@@ -14,16 +14,17 @@ from pathlib import Path
 import pytest
 
 from hpc_marl.base import name_entry_files, name_observation
+from hpc_marl.base.directory_notice import DirectoryNotice
+from hpc_marl.base.mounts import mount_of
 from hpc_marl.base.name_entry_files import (
     Entry,
     EntryFiles,
     decode_entry,
     encode_entry,
     file_name_of,
-    mount_of,
     name_of,
 )
-from hpc_marl.base.name_observation import Liveness
+from hpc_marl.base.name_observation import Liveness, shared_listings
 from hpc_marl.base.name_resolve_file import FileNameResolver
 from hpc_marl.errors import (
     NameEntryExistsError,
@@ -70,7 +71,7 @@ def test_files_are_flat_private_and_escaped(resolver: FileNameResolver) -> None:
     resolver.add("exp/trial/worker/actor/3", "value")
     (file,) = resolver.directory.iterdir()
     assert file.name == "exp%2Ftrial%2Fworker%2Factor%2F3"
-    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.stat().st_mode & 0o777 == 0o400
     assert resolver.directory.stat().st_mode & 0o777 == 0o700
     assert name_of(file_name_of("..a/b%2F c")) == "..a/b%2F c"
     with pytest.raises(NameResolveError, match="shorter"):
@@ -290,9 +291,71 @@ def test_all_waits_share_one_listing_per_tick(
         thread.join(PATIENCE_S)
     elapsed_s = time.monotonic() - started
     assert sorted(found) == sorted(map(str, range(num_waits)))
-    assert len(listings) <= elapsed_s / (0.05 * 0.75) + 1
+    # One per tick, and one for each awaited name that the kernel gives notice of.
+    assert len(listings) <= elapsed_s / (0.05 * 0.75) + 1 + num_waits
     for other in others:
         other.close()
+
+
+def test_a_name_is_seen_without_waiting_for_the_next_look(
+    resolver: FileNameResolver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel says when it is there; without that, the wait would take an hour."""
+    monkeypatch.setattr("hpc_marl.base.name_resolve_file._FIRST_INTERVAL_S", 3600.0)
+    other = FileNameResolver(tmp_path / "names")
+    found: list[str] = []
+    thread = threading.Thread(target=lambda: found.append(other.wait("late", PATIENCE_S)))
+    thread.start()
+    listing = shared_listings.of(other._files)
+    eventually(lambda: listing._is_listening)
+    for i in range(20):
+        resolver.add(f"nobody/waits/{i}", "")
+    resolver.add("late", "here")
+    thread.join(PATIENCE_S)
+    assert found == ["here"]
+    assert listing._notice is None
+    other.close()
+
+
+def test_where_the_kernel_gives_no_notice_waits_look_by_themselves(
+    resolver: FileNameResolver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DirectoryNotice, "take", lambda self: set())
+    other = FileNameResolver(tmp_path / "names")
+    found: list[str] = []
+    thread = threading.Thread(target=lambda: found.append(other.wait("late", PATIENCE_S)))
+    thread.start()
+    resolver.add("late", "here")
+    thread.join(PATIENCE_S)
+    assert found == ["here"]
+    other.close()
+
+
+def test_items_are_read_once_and_again_when_they_are_replaced(
+    resolver: FileNameResolver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    real_read = EntryFiles.read
+
+    def counted(files: EntryFiles, file_name: str) -> Entry | None:
+        reads.append(name_of(file_name))
+        return real_read(files, file_name)
+
+    for name in ("a", "a/b", "a/c", "ab"):
+        resolver.add(name, f"value of {name}")
+    resolver.add("a/mortal", "lives", keepalive_ttl=60.0)
+    monkeypatch.setattr(EntryFiles, "read", counted)
+    first = resolver.get_items("a")
+    assert first == {name: f"value of {name}" for name in ("a", "a/b", "a/c")} | {"a/mortal": "lives"}
+    assert list(first) == resolver.find_subtree("a")
+    reads.clear()
+    assert resolver.get_items("a") == first
+    assert reads == ["a/mortal"], "only what may have expired"
+    with FileNameResolver(tmp_path / "names") as other:
+        other.add("a/b", "new", replace=True)
+        other.delete("a/c")
+        assert resolver.get_items("a") == {"a": "value of a", "a/b": "new", "a/mortal": "lives"}
+    assert resolver.get_subtree("a") == ["value of a", "lives"], "deleted when its owner closed"
 
 
 def test_trouble_with_the_directory_is_told_and_survived(
