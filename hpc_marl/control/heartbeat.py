@@ -1,7 +1,8 @@
 """Heartbeats: what every worker says of itself twice a second, whether anybody asks or not.
 
-    worker thread --WorkerReport, status--> HeartbeatPublisher (own thread, own PUB socket)
-                                               | every interval, and at once when the status changes
+    worker thread --WorkerReport, status--> HeartbeatPublisher (own thread, own XPUB socket)
+                                               | every interval, and at once when the status changes or somebody
+                                               | begins to listen
                                             HeartbeatReader (one SUB socket, in the controller's thread)
 
 The publisher touches nothing but its own socket, so heartbeats go on while the worker's loop is busy or
@@ -12,6 +13,7 @@ is harmless and the reader keeps only the newest.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -44,7 +46,7 @@ class HeartbeatPublisher:
     """Sends heartbeats from a thread of its own until closed.
 
     Args:
-        bound: the PUB socket; it belongs to the thread from here on.
+        bound: the XPUB socket; it belongs to the thread from here on.
         worker_name: whose heartbeats.
         incarnation: this life of the worker.
         report: what the worker says of itself; read, never written.
@@ -65,7 +67,7 @@ class HeartbeatPublisher:
         self._report = report
         self._interval_s = interval_s
         self._status = WorkerStatus.READY
-        self._wake = threading.Event()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="hpc_marl-heartbeat", daemon=True)
         self._thread.start()
@@ -73,20 +75,30 @@ class HeartbeatPublisher:
     def set_status(self, status: WorkerStatus) -> None:
         """Say `status` from now on, and at once."""
         self._status = status
-        self._wake.set()
+        if not self._closing:
+            os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
         """Send a last heartbeat and end the thread. Can be repeated."""
+        if self._closing:
+            return
         self._closing = True
-        self._wake.set()
+        os.eventfd_write(self._wake, 1)
         self._thread.join()
+        os.close(self._wake)
 
     def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._wake, zmq.POLLIN)
         try:
             while not self._closing:
                 self._socket.send(self._message())
-                self._wake.wait(self._interval_s)
-                self._wake.clear()
+                ready = dict(poller.poll(int(1000 * self._interval_s)))
+                if self._wake in ready:
+                    os.eventfd_read(self._wake)
+                while self._socket in ready and int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+                    self._socket.recv()  # somebody has begun to listen, or ceased to
             self._socket.send(self._message())
         except zmq.ZMQError as error:
             _logger.error("heartbeats stopped: %s; controllers will take this worker for lost", error)

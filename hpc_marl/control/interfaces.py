@@ -206,6 +206,11 @@ class WorkerControlPanel(ABC):
             the incarnation of every connected worker by name.
         """
 
+    @property
+    def look_interval_s(self) -> float:
+        """How soon it is worth to `refresh` again [s] while somebody is awaited."""
+        return 0.2
+
     @abstractmethod
     def disconnect(self, worker_name: str) -> None:
         """Give this incarnation of a worker up for good; only a new one is connected to again.

@@ -22,13 +22,14 @@ from hpc_marl.base import names
 from hpc_marl.base.network import host_identity
 from hpc_marl.base.rpc import PendingReply, RequestIds, RpcChannel, poll_channels
 from hpc_marl.base.run_context import RunContext
-from hpc_marl.base.service_records import ServiceRecord
+from hpc_marl.base.service_records import ServiceRecord, from_entry
 from hpc_marl.control.heartbeat import HeartbeatReader
 from hpc_marl.control.interfaces import Heartbeat, Response, WorkerControlPanel
 from hpc_marl.control.standalone import context_of_trial
 from hpc_marl.errors import (
     BadRequestError,
     HpcMarlError,
+    NameEntryNotFoundError,
     NameWaitTimeoutError,
     ProtocolError,
     RemoteError,
@@ -164,6 +165,7 @@ class ZmqWorkerControl(WorkerControlPanel):
         self._host = host_identity()
         self._peers: dict[str, _Peer] = {}
         self._given_up: dict[str, str] = {}  # worker name -> incarnation
+        self._entries: dict[str, str] = {}  # as the last refresh found them
         self._heartbeats = HeartbeatReader(self._context.sockets)
 
     @property
@@ -200,11 +202,21 @@ class ZmqWorkerControl(WorkerControlPanel):
 
     def refresh(self) -> dict[str, str]:
         """Look who is registered now; see `WorkerControlPanel.refresh`."""
-        for key in self._context.resolver.find_subtree(self._root):
+        entries = self._context.resolver.get_items(self._root)
+        for key, entry in entries.items():
+            # What was there at the last look is connected, or given up for good.
+            if self._entries.get(key) == entry:
+                continue
             name = key.removeprefix(self._root + "/")
-            if name not in self._ignored and (record := self._lookup(key)) is not None:
+            if name not in self._ignored and (record := self._verified(key, entry)) is not None:
                 self._take(name, record)
+        self._entries = entries
         return {name: peer.incarnation for name, peer in self._peers.items()}
+
+    @property
+    def look_interval_s(self) -> float:
+        """How soon it is worth to look again; see `WorkerControlPanel.look_interval_s`."""
+        return min(super().look_interval_s, self._context.resolver.look_interval_s)
 
     def disconnect(self, worker_name: str) -> None:
         """Give this incarnation of a worker up; see `WorkerControlPanel.disconnect`."""
@@ -282,7 +294,13 @@ class ZmqWorkerControl(WorkerControlPanel):
     def _lookup(self, key: str) -> ServiceRecord | None:
         """Return the record under `key`; one that cannot be trusted or read is as good as none."""
         try:
-            return self._context.lookup(key)
+            return self._verified(key, self._context.resolver.get(key))
+        except NameEntryNotFoundError:
+            return None
+
+    def _verified(self, key: str, entry: str) -> ServiceRecord | None:
+        try:
+            return from_entry(self._context.sockets.keyring, entry, key)
         except (SecurityError, ProtocolError) as error:
             _logger.warning("ignored the name entry %s: %s", key, error)
             return None

@@ -12,7 +12,7 @@ from hpc_marl.errors import NameResolveError
 
 _log = logging.getLogger(__name__)
 
-_INTERVAL_S = 0.2  # listing the names of 1000 workers takes a tenth of a second
+_SHARE = 0.05  # of the time, at most, is spent looking
 _SLOW_INTERVAL_S = 2.0  # while only jobs in the queue are awaited, which may take hours
 
 
@@ -35,7 +35,7 @@ class RollCall:
     ) -> None:
         self._panel, self._launcher, self._clock = panel, launcher, clock
         self._connect_timeout_s = connect_timeout_s
-        self._next_s = 0.0
+        self._next_s = self._next_slow_s = 0.0
 
     def registered(self, workers: Collection[WorkerView]) -> Mapping[str, str]:
         """Return the incarnation of everybody who is registered, by name; nothing while it is no time to look."""
@@ -44,15 +44,21 @@ class RollCall:
             for worker in workers
         )
         now = self._clock()
-        if not (awaited or self._launcher.expects_hosts()) or now < self._next_s:
+        if now < (self._next_s if awaited else self._next_slow_s):
             return {}
-        self._next_s = now + (_INTERVAL_S if awaited else _SLOW_INTERVAL_S)
+        if not awaited and not self._launcher.expects_hosts():
+            return {}
+        self._next_slow_s = now + _SLOW_INTERVAL_S
         try:
             return self._panel.refresh()
         except NameResolveError as error:
             # The shared file system hiccups: who is connected stays so, and the next look is soon.
             _log.warning("%s", error)
             return {}
+        finally:
+            self._next_s = max(
+                now + self._panel.look_interval_s, self._clock() + (self._clock() - now) / _SHARE
+            )
 
     def overdue(self, workers: Collection[WorkerView]) -> Iterator[WorkerView]:
         """Yield the workers that should have registered, with the reason in `last_error`."""

@@ -62,7 +62,7 @@ class ZmqServer(WorkerServer):
         sockets, hosts = self._context.sockets, self._context.bind_hosts
         self._handler = RequestHandler(self._context.incarnation, sockets.max_message_bytes)
         bound = sockets.bind(zmq.REP, hosts)
-        heartbeat = sockets.bind(zmq.PUB, hosts)
+        heartbeat = sockets.bind(zmq.XPUB, hosts, options={zmq.XPUB_VERBOSE: 1})
         self._socket = bound.socket
         self._heartbeats = HeartbeatPublisher(
             heartbeat, worker_name, self._context.incarnation, self.report, heartbeat_interval_s

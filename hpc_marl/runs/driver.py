@@ -48,6 +48,9 @@ from hpc_marl.runs.time_meter import TimeMeter
 from hpc_marl.views.display import Display, Progress
 
 _STEP_INTERVAL_S = 0.1
+_EAGER_INTERVAL_S = 0.02  # while workers come up, each of whose steps waits for one of ours
+_EAGER_TIME_S = 30.0
+_EAGER_SHARE = 0.25  # of a core, at most
 _STEADY_INTERVAL_S = 0.5  # while all work: commands are answered at once all the same
 _WORKERS_PER_STEP_S = 500.0  # many workers are looked at less often, so that a login node does not notice
 _STATE_INTERVAL_S = 1.0
@@ -109,6 +112,8 @@ class Driver:
         self._ending_reason = ""
         self._written: ControllerState | None = None
         self._next_write_s = 0.0
+        self._standing: list[tuple[WorkerStatus, bool, str]] = []
+        self._changed_s = self._started_s
         self._stack = ExitStack()
         self._context = RunContext.open(
             directory, record.run_uuid, interface=record.interface, port_range=record.port_range
@@ -140,6 +145,7 @@ class Driver:
         verdict: Verdict | None = None
         ending: Ending | None = None
         while verdict is None and ending in (None, Ending.GO_ON):
+            began_s = time.monotonic()
             verdict = self.controller.step()
             self._say_events()
             self._display.update(self.progress())
@@ -147,7 +153,7 @@ class Driver:
             self._time_meter.look(
                 self.controller.workers, is_paused=self.controller.is_paused, elapsed_s=self._elapsed_s
             )
-            self._server.handle_requests(timeout=self._interval_s)
+            self._server.handle_requests(timeout=self._interval_s(time.monotonic() - began_s))
             ending = self._ending or poll(self) or self._budget_ending()
             if not self.lease.holds():
                 return self._leave("another controller has taken over")
@@ -338,12 +344,17 @@ class Driver:
     def _elapsed_s(self) -> float:
         return self._earlier_s + time.monotonic() - self._started_s
 
-    @property
-    def _interval_s(self) -> float:
+    def _interval_s(self, step_s: float) -> float:
+        """Return how long to wait before the next step, after one that took `step_s` seconds."""
         views = self.controller.workers.values()
-        is_steady = all(view.status is WorkerStatus.RUNNING or not view.is_wanted for view in views)
-        least_s = _STEADY_INTERVAL_S if is_steady else _STEP_INTERVAL_S
-        return max(least_s, len(views) / _WORKERS_PER_STEP_S)
+        standing = [(view.status, view.configured, view.incarnation) for view in views]
+        if standing != self._standing:
+            self._standing, self._changed_s = standing, time.monotonic()
+        if all(view.status is WorkerStatus.RUNNING or not view.is_wanted for view in views):
+            return max(_STEADY_INTERVAL_S, len(views) / _WORKERS_PER_STEP_S)
+        if time.monotonic() - self._changed_s < _EAGER_TIME_S:
+            return max(_EAGER_INTERVAL_S, min(step_s / _EAGER_SHARE, _STEADY_INTERVAL_S))
+        return max(_STEP_INTERVAL_S, len(views) / _WORKERS_PER_STEP_S)
 
     def _say_events(self) -> None:
         while self.controller.events:

@@ -123,6 +123,8 @@ class Site:
         )
 
     # the panel
+    look_interval_s = 0.2
+
     def refresh(self) -> dict[str, str]:
         known = {name: host.incarnation for name, host in self.hosts.items()}
         return {name: incarnation for name, incarnation in known.items() if incarnation not in self.given_up}

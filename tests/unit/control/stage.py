@@ -98,6 +98,8 @@ class Stage:
         return bool(self.waiting)
 
     # the panel
+    look_interval_s = 0.2
+
     def refresh(self) -> dict[str, str]:
         return {name: life for name, life in self.registered.items() if life not in self.given_up}
 

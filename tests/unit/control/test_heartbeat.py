@@ -42,7 +42,7 @@ def test_heartbeats_carry_the_report_and_the_status(sockets: SocketFactory, read
     report = WorkerReport(
         phase="poll", progress=7, metrics={"rate": 0.5, "env_steps": 3, "note": "x"}, error=""
     )
-    bound = sockets.bind(zmq.PUB, ["127.0.0.1"])
+    bound = sockets.bind(zmq.XPUB, ["127.0.0.1"], options={zmq.XPUB_VERBOSE: 1})
     publisher = HeartbeatPublisher(bound, "actor/0", "a", report, INTERVAL_S)
     listen(reader, bound)
     first = reader.read()["actor/0"]
@@ -58,7 +58,7 @@ def test_a_status_is_said_at_once_and_the_last_one_before_the_end(
     sockets: SocketFactory, reader: HeartbeatReader
 ) -> None:
     report = WorkerReport()
-    bound = sockets.bind(zmq.PUB, ["127.0.0.1"])
+    bound = sockets.bind(zmq.XPUB, ["127.0.0.1"], options={zmq.XPUB_VERBOSE: 1})
     # Only the change of status can send anything within the test's time.
     publisher = HeartbeatPublisher(bound, "actor/0", "a", report, interval_s=3600.0)
     listen(reader, bound)
@@ -81,7 +81,7 @@ def test_ages_tell_a_stuck_loop_from_a_silent_process(
     sockets: SocketFactory, reader: HeartbeatReader
 ) -> None:
     report = WorkerReport(phase="poll")
-    bound = sockets.bind(zmq.PUB, ["127.0.0.1"])
+    bound = sockets.bind(zmq.XPUB, ["127.0.0.1"], options={zmq.XPUB_VERBOSE: 1})
     publisher = HeartbeatPublisher(bound, "actor/0", "a", report, INTERVAL_S)
     listen(reader, bound)
 
@@ -101,7 +101,7 @@ def test_ages_tell_a_stuck_loop_from_a_silent_process(
 
 def test_a_change_of_phase_is_progress_too(sockets: SocketFactory, reader: HeartbeatReader) -> None:
     report = WorkerReport(phase="configure", progress=1)
-    bound = sockets.bind(zmq.PUB, ["127.0.0.1"])
+    bound = sockets.bind(zmq.XPUB, ["127.0.0.1"], options={zmq.XPUB_VERBOSE: 1})
     publisher = HeartbeatPublisher(bound, "actor/0", "a", report, INTERVAL_S)
     listen(reader, bound)
     eventually(lambda: reader.read()["actor/0"], lambda beat: beat.progress_age_s > 5 * INTERVAL_S)
@@ -112,9 +112,9 @@ def test_a_change_of_phase_is_progress_too(sockets: SocketFactory, reader: Heart
 
 
 def test_only_the_expected_incarnation_is_heard(sockets: SocketFactory, reader: HeartbeatReader) -> None:
-    bound = sockets.bind(zmq.PUB, ["127.0.0.1"])
+    bound = sockets.bind(zmq.XPUB, ["127.0.0.1"], options={zmq.XPUB_VERBOSE: 1})
     publisher = HeartbeatPublisher(bound, "actor/0", "old", WorkerReport(progress=5), INTERVAL_S)
-    other = sockets.bind(zmq.PUB, ["127.0.0.1"])
+    other = sockets.bind(zmq.XPUB, ["127.0.0.1"], options={zmq.XPUB_VERBOSE: 1})
     other_publisher = HeartbeatPublisher(other, "actor/1", "x", WorkerReport(progress=6), INTERVAL_S)
     listen(reader, bound, incarnation="new")
     listen(reader, other, "actor/1", "x")
@@ -131,7 +131,7 @@ def test_only_the_expected_incarnation_is_heard(sockets: SocketFactory, reader: 
 def test_bytes_that_are_no_heartbeat_are_ignored(
     sockets: SocketFactory, reader: HeartbeatReader, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bound = sockets.bind(zmq.PUB, ["127.0.0.1"])
+    bound = sockets.bind(zmq.XPUB, ["127.0.0.1"], options={zmq.XPUB_VERBOSE: 1})
     listen(reader, bound)
 
     def send_garbage() -> dict[str, Heartbeat]:
