@@ -25,7 +25,7 @@ from hpc_marl.runs.run_log import controller_log
 from hpc_marl.runs.session import closing_display, conclude, drive_run, raise_descriptor_limit
 from hpc_marl.trials.saved_config import read_config
 from hpc_marl.views.display import PlainDisplay
-from hpc_marl.workers.child_processes import die_with_parent
+from hpc_marl.workers.process_identity import die_with_parent
 
 _LINE_INTERVAL_S = 30.0
 _log = logging.getLogger(__name__)

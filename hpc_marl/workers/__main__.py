@@ -29,7 +29,8 @@ from hpc_marl.control.worker_control import ZmqServer
 from hpc_marl.control.worker_state import WorkerStatus, exit_code
 from hpc_marl.errors import ConfigError, HpcMarlError
 from hpc_marl.workers import WORKER_KINDS
-from hpc_marl.workers.child_processes import die_with_parent
+from hpc_marl.workers.nursery import start_nurseries
+from hpc_marl.workers.process_identity import die_with_parent, leave
 
 FIRST_HOST = "host/0"
 _log = logging.getLogger("hpc_marl.workers")
@@ -60,7 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.parent is not None and not die_with_parent(options.parent):
             return exit_code(WorkerStatus.INTERRUPTED)
         directory = RunDirectory.at(options.run_dir)
-        return _run(options.worker_name, directory, read_launch_record(directory), options.parent is not None)
+        record = read_launch_record(directory)
+        made_for: dict[str, Any] = {}
+        if (slot := _slot_of(options.worker_name)) is not None:
+            nurseries = start_nurseries(has_torch_workers=record.role_of(slot) == "core")
+            if isinstance(nurseries, list):
+                leave(main(nurseries))  # not the host any more, but a worker that came of it
+            made_for["nurseries"] = nurseries
+        return _run(options.worker_name, directory, record, options.parent is not None, made_for)
     except HpcMarlError as error:
         _log.error("%s: %s", type(error).__name__, error)
         return 1
@@ -85,7 +93,18 @@ def own_slot(slots: str, environment: Mapping[str, str]) -> int:
     return int(numbers[rank])
 
 
-def _run(worker_name: str, directory: RunDirectory, record: LaunchRecord, has_host: bool) -> int:
+def _slot_of(worker_name: str) -> int | None:
+    kind, _, index = worker_name.partition("/")
+    return int(index) if kind == "host" else None
+
+
+def _run(
+    worker_name: str,
+    directory: RunDirectory,
+    record: LaunchRecord,
+    has_host: bool,
+    made_for: Mapping[str, Any],
+) -> int:
     worker_class = resolve_kind(worker_name.partition("/")[0], record.worker_kinds)
     context = RunContext.open(
         directory, record.run_uuid, interface=record.interface, port_range=record.port_range
@@ -100,7 +119,7 @@ def _run(worker_name: str, directory: RunDirectory, record: LaunchRecord, has_ho
         )
         # A host hears the controller for all its workers, and ends them when it does not.
         grace_s = None if has_host else record.orphan_grace_s
-        worker: Worker = worker_class(server, context, directory, orphan_grace_s=grace_s)
+        worker: Worker = worker_class(server, context, directory, orphan_grace_s=grace_s, **made_for)
         _exit_on_signals(worker)
         _log.info("%s pid %d serves", worker_name, os.getpid())
         try:

@@ -1,12 +1,12 @@
 """ChildProcesses: the workers of one slot as processes of this machine.
 
-A worker is known here only as a command line. Each has a session of its own, so that Ctrl-C in a terminal does not
-reach it; it ends when its host process does (`die_with_parent`).
+A worker is known here only as a command line: it comes of a nursery that has imported what it needs, or is started as
+a program. Each has a session of its own, so that Ctrl-C in a terminal does not reach it; it ends when its host process
+does (`die_with_parent`).
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -16,10 +16,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+from hpc_marl.workers.nursery import THREAD_VARIABLES, Nurseries, NurseryChild
+
 _GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
 _KILL_WAIT_S = 5.0
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Child:
     """
 
     life: int
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | NurseryChild
     gpus: dict[int, float]
     started_s: float
 
@@ -50,13 +50,16 @@ class ChildProcesses:
     Args:
         run_directory: the trial's directory, handed to every worker.
         gpus: the GPUs that may be handed out, as CUDA_VISIBLE_DEVICES names them; None: the workers see what we see.
+        nurseries: where workers can come of; None: all are started as programs.
 
     Attributes:
         children: the newest process of every worker that was launched here.
     """
 
-    def __init__(self, run_directory: Path, gpus: list[str] | None = None) -> None:
-        self._run_directory, self._gpus = run_directory, gpus
+    def __init__(
+        self, run_directory: Path, gpus: list[str] | None = None, nurseries: Nurseries | None = None
+    ) -> None:
+        self._run_directory, self._gpus, self._nurseries = run_directory, gpus, nurseries
         self.children: dict[str, Child] = {}
 
     def launch(self, worker_name: str, life: int, num_threads: int, gpus: float = 0.0) -> None:
@@ -66,31 +69,17 @@ class ChildProcesses:
         kind, index = worker_name.split("/")
         log_file = self._run_directory / "logs" / kind / f"{index}.{life}.log"
         log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        command = [
-            sys.executable,
-            "-m",
-            "hpc_marl.workers",
-            worker_name,
-            "--run-dir",
-            str(self._run_directory),
-        ]
+        arguments = [worker_name, "--run-dir", str(self._run_directory), "--life", str(life)]
         share = self._take_gpus(gpus)
-        environment = {
-            **os.environ,
-            **dict.fromkeys(_THREAD_VARIABLES, str(num_threads)),
-            "PYTHONUNBUFFERED": "1",
-        }
+        environment = {**dict.fromkeys(THREAD_VARIABLES, str(num_threads)), "PYTHONUNBUFFERED": "1"}
         if self._gpus is not None:
             environment[_GPU_VARIABLE] = ",".join(self._gpus[index] for index in share)
-        with open(log_file, "ab") as log:
-            process = subprocess.Popen(
-                [*command, "--life", str(life), "--parent", str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
+        nursery = self._nurseries.of(kind, num_threads) if self._nurseries else None
+        process = (
+            _start(arguments, environment, log_file)
+            if nursery is None
+            else nursery.launch(arguments, environment, log_file)
+        )
         self.children[worker_name] = Child(life, process, share, time.monotonic())
 
     def running(self) -> list[str]:
@@ -142,16 +131,21 @@ class ChildProcesses:
         return dict.fromkeys(emptiest[: round(wanted)], 1.0)
 
 
+def _start(arguments: list[str], environment: dict[str, str], log_file: Path) -> subprocess.Popen[bytes]:
+    with open(log_file, "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "hpc_marl.workers", *arguments, "--parent", str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+
+
 def visible_gpus() -> list[str] | None:
     """Return the GPUs that this process was given, None where nobody has said so."""
     given = os.environ.get(_GPU_VARIABLE)
     if given is None:
         return None
     return [name.strip() for name in given.split(",") if name.strip() and name.strip() != "NoDevFiles"]
-
-
-def die_with_parent(parent: int) -> bool:
-    """Get SIGTERM when the parent process ends, however it does; return False if it has ended already."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    return os.getppid() == parent

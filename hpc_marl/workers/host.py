@@ -19,7 +19,7 @@ import time
 from typing import Any
 
 from hpc_marl.base import names
-from hpc_marl.base.launch_record import LaunchRecord, read_launch_record
+from hpc_marl.base.launch_record import read_launch_record
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.control.worker_base import PollResult, Worker, WorkerServer
@@ -27,6 +27,7 @@ from hpc_marl.control.worker_state import WorkerStatus
 from hpc_marl.errors import HpcMarlError
 from hpc_marl.workers.child_processes import ChildProcesses, visible_gpus
 from hpc_marl.workers.host_usage import HostUsage
+from hpc_marl.workers.nursery import Nurseries
 from hpc_marl.workers.slurm_task import SlurmTask
 
 _log = logging.getLogger(__name__)
@@ -52,12 +53,13 @@ class HostWorker(Worker):
         run_directory: RunDirectory,
         *,
         orphan_grace_s: float | None = None,
+        nurseries: Nurseries | None = None,
     ) -> None:
         record = read_launch_record(run_directory)
         super().__init__(server, orphan_grace_s=record.host_grace_s)
         self._context, self._directory, self._record = context, run_directory, record
         self._task = SlurmTask.of_this_process()
-        self._processes = ChildProcesses(run_directory.path, visible_gpus())
+        self._processes = ChildProcesses(run_directory.path, visible_gpus(), nurseries)
         slot = self._slot = int(self.name.partition("/")[2])
         self._may_have_deputy = record.has_deputy and slot == 0
         self._deputy: subprocess.Popen[bytes] | None = None
@@ -71,7 +73,7 @@ class HostWorker(Worker):
             run_directory,
             run_uuid=record.run_uuid,
             slot=slot,
-            role=_role(record, slot),
+            role=record.role_of(slot),
             incarnation=context.incarnation,
             task=self._task,
             processes=self._processes,
@@ -91,6 +93,7 @@ class HostWorker(Worker):
         if known is None or known.life < life:
             _log.info("%s starts, life %d", worker_name, life)
             self._processes.launch(worker_name, life, num_threads, gpus)
+            self._report_now()
 
     def kill(self, worker_name: str) -> None:
         """RPC command: make sure that no process of this worker runs here."""
@@ -233,9 +236,3 @@ class HostWorker(Worker):
                 start_new_session=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
             )
-
-
-def _role(record: LaunchRecord, slot: int) -> str:
-    return next(
-        (job.role for job in reversed(record.jobs) if slot in job.slots), "core" if slot == 0 else "actors"
-    )

@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 
 _SAMPLE_INTERVAL_S = 2.0
 _GPU_INTERVAL_S = 10.0
+_NEWBORN_S = 0.2  # what has not begun to be a worker has no figures
 _MB = 2**20
 
 
@@ -116,6 +117,8 @@ class HostUsage:
         self._rss_mb = {}
         for name in self._processes.running():
             child = self._processes.children[name]
+            if child.process.pid is None or now - child.started_s < _NEWBORN_S:
+                continue
             self._rss_mb[name] = self._measure(name, child.process.pid) / _MB
             self._max_rss_mb[name] = max(self._max_rss_mb.get(name, 0.0), self._rss_mb[name])
             total = sum(self._cpu_s[name].values())

@@ -136,8 +136,8 @@ def test_children_end_when_their_parent_does(run_directory: Path) -> None:
     """Also when it is killed: a worker asks the kernel for a signal."""
     program = (
         "import os, subprocess, sys, time\n"
-        "from hpc_marl.workers.child_processes import die_with_parent\n"
-        "child = 'import os, sys, time; from hpc_marl.workers.child_processes import die_with_parent;"
+        "from hpc_marl.workers.process_identity import die_with_parent\n"
+        "child = 'import os, sys, time; from hpc_marl.workers.process_identity import die_with_parent;"
         "print(die_with_parent(int(sys.argv[1])), flush=True); time.sleep(600)'\n"
         "subprocess.Popen([sys.executable, '-c', child, str(os.getpid())], start_new_session=True)\n"
         "time.sleep(600)\n"
