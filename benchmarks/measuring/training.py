@@ -84,13 +84,17 @@ class Training:
         return Watched(self._started_s, self._first_step_s(), rows, self.cpu_points)
 
     def _first_step_s(self) -> float:
-        """Return when the controller let the actors begin, which is just before the first environment step."""
-        log = (self.directory.logs / "controller.log").read_text("utf-8")
-        found = re.search(r"^(\S+ \S+) controller INFO training starts", log, re.MULTILINE)
-        if found is None:
-            raise TrainingError("controller.log does not say when training started")
-        started = datetime.strptime(found.group(1), "%Y-%m-%d %H:%M:%S,%f")
-        return started.timestamp() - time.time() + time.monotonic()
+        """Return when the first actor had parameters to act with, which is just before the first environment step."""
+        found = []
+        for log in sorted((self.directory.logs / "actor").glob("*.0.log")):
+            text = log.read_text("utf-8")
+            if line := re.search(
+                r"^(\S+ \S+) actor/\d+ INFO .* acts from policy version", text, re.MULTILINE
+            ):
+                found.append(datetime.strptime(line.group(1), "%Y-%m-%d %H:%M:%S,%f").timestamp())
+        if not found:
+            raise TrainingError("no actor's log says when it began to act")
+        return min(found) - time.time() + time.monotonic()
 
 
 def _kind_of(process: psutil.Process) -> str:

@@ -8,6 +8,7 @@ actions inline and remote.
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from typing import Any
@@ -22,6 +23,8 @@ from hpc_marl.policies.spec import ActResult, PolicySpec
 from hpc_marl.streams.inference import InferenceClient, policy_layout
 from hpc_marl.streams.parameters import ParameterReader, ParameterSet
 from hpc_marl.workers.batch_views import ActInputs
+
+_log = logging.getLogger(__name__)
 
 Generation = tuple[int, int]
 """(epoch, policy_version): orders parameters even when a trainer restarts from an older checkpoint."""
@@ -50,6 +53,7 @@ class Acting(ABC):
             return
         if self.spec is None:
             self.spec = build(PolicySpec, self._reader.metadata["policy_spec"])
+            _log.info("acts from policy version %d on", newer.policy_version)
         self._load(self.spec, newer)
         self.generation = (newer.epoch, newer.policy_version)
 
