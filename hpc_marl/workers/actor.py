@@ -233,10 +233,12 @@ class ActorWorker(Worker):
                 ) from None
 
     def _on_exit(self, status: WorkerStatus) -> None:
-        if self._sender is not None:
-            self._sender.close()
         if self._acting is not None:
             self._acting.close()
+        self._acting = None
+        self._groups.clear()  # both hold the sender's memory
+        if self._sender is not None:
+            self._sender.close()
         for env in self._envs:
             env.close()
 
