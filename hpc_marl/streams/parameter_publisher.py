@@ -176,7 +176,8 @@ class _AnsweringThread:
         if newest is None:
             return
         header = serialization.encode(Version(newest.generation, newest.policy_version))
-        frames = in_frames(newest.flat.view(np.uint8).data)
+        # Frames made once: they are lent to every reader's connection, and none of them copies what it encrypts from.
+        frames = [zmq.Frame(part, copy=False) for part in in_frames(newest.flat.view(np.uint8).data)]
         for routing_id in [reader for reader, has in self.waiting.items() if has < newest.generation]:
             del self.waiting[routing_id]
             try:
