@@ -137,15 +137,12 @@ class SampleReceiver:
 
     def _read_messages(self) -> bool:
         """Take in what came by ZMQ; return whether there was anything."""
-        if not can_receive(self._socket):
-            return False
-        for _ in range(_MAX_MESSAGES_PER_POLL):
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                break
-            self._take_message(frames)
-        return True
+        # Looking first costs a third of being told that nothing is there.
+        count = 0
+        while count < _MAX_MESSAGES_PER_POLL and can_receive(self._socket):
+            self._take_message(self._socket.recv_multipart(zmq.NOBLOCK, copy=False))
+            count += 1
+        return count > 0
 
     def take(self, max_count: int | None = None) -> list[ReceivedBatch]:
         """Return batches that have arrived, oldest first; each must be given to `consume` or `drop` later."""

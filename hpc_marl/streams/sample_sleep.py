@@ -31,8 +31,10 @@ class Sleep:
         for lane in lanes:
             lane.set_receiver_waits(True)
         fence()
-        if not any(peer.has_news() for peer in peers) and self._poll.poll(timeout_s * 1000):
-            self.bell.clear()
+        if not any(peer.has_news() for peer in peers):
+            for fd, _ in self._poll.poll(timeout_s * 1000):
+                if fd == self.bell.fileno():
+                    self.bell.clear()
         for lane in lanes:
             lane.set_receiver_waits(False)
 

@@ -163,7 +163,8 @@ def test_each_end_wakes_the_other(stream, monkeypatch):
 
     class CommitsWhileItPolls:
         def poll(self, timeout_ms):
-            return fill_and_commit(sender)
+            assert fill_and_commit(sender)
+            return []
 
     monkeypatch.setattr(receiver._sleep, "_poll", CommitsWhileItPolls())
     until(lambda: receiver.statistics().received == 2, lambda: receiver.poll(1.0))
