@@ -28,6 +28,10 @@ class EnvConfig:
         "individual",
         "what each agent is trained on: its own reward, or the team's sum or mean (common reward)",
     )
+    global_state: bool = setting(
+        True,
+        "use the environment's global state, where it has one; without it a central critic reads all observations",
+    )
     max_episode_steps: int | None = setting(
         None,
         "truncate episodes after this many steps; null leaves it to the environment",

@@ -62,7 +62,7 @@ def adapt_batched(made: Any, config: EnvConfig, num_envs: int) -> BatchedEnv:
     """Check, and adapt where needed, what steps several environments at once.
 
     Raises:
-        ConfigError: it cannot keep to max_episode_steps.
+        ConfigError: it cannot keep to max_episode_steps, or be without its state.
         EnvContractError: it is of another kind than the adapter takes, or of another number.
     """
     if isinstance(made, VectorEnv) and config.adapter in ("auto", "gymnasium_vector"):
@@ -82,6 +82,10 @@ def adapt_batched(made: Any, config: EnvConfig, num_envs: int) -> BatchedEnv:
             f"env.max_episode_steps={limit} cannot be forced on {target}, which resets its environments "
             "itself; set the limit among its own arguments in env.make"
         )
+    if batched.spec.state_size and not config.global_state:
+        raise ConfigError(
+            f"env.global_state=false: {target} writes its state itself; leave it out of its spec instead"
+        )
     return batched
 
 
@@ -91,7 +95,8 @@ def adapt_singles(made: Sequence[Any], config: EnvConfig) -> BatchedEnv:
     Raises:
         EnvContractError: they are of another kind than the adapter takes.
     """
-    return LoopedEnv([_adapt_single(env, config) for env in made], config.max_episode_steps)
+    singles = [_adapt_single(env, config) for env in made]
+    return LoopedEnv(singles, config.max_episode_steps, global_state=config.global_state)
 
 
 def _adapt_single(made: Any, config: EnvConfig) -> MultiAgentEnv:

@@ -31,12 +31,19 @@ class LoopedEnv(BatchedEnv):
     step.
     """
 
-    def __init__(self, envs: Sequence[MultiAgentEnv], max_episode_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        envs: Sequence[MultiAgentEnv],
+        max_episode_steps: int | None = None,
+        *,
+        global_state: bool = True,
+    ) -> None:
         """Take over the environments.
 
         Args:
             envs: E environments with equal specs.
             max_episode_steps: truncate episodes after this many steps; None leaves it to the environments.
+            global_state: False: as if they had none; they are not asked for it.
 
         Raises:
             EnvContractError: there is none, or their specs differ.
@@ -49,6 +56,8 @@ class LoopedEnv(BatchedEnv):
                     f"environment {e} has another spec than 0: {env.spec} and {envs[0].spec}"
                 )
         self.spec = _with_limit(envs[0].spec, max_episode_steps)
+        if not global_state:
+            self.spec = dataclasses.replace(self.spec, state_size=0)
         self.num_envs = len(envs)
         self._envs = list(envs)
         self._limit = max_episode_steps

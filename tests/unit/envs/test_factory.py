@@ -127,6 +127,8 @@ def test_a_batched_environment_must_have_as_many_as_asked_for_and_keep_its_limit
     with pytest.raises(ConfigError, match=r"env.max_episode_steps=3 cannot be forced on .*Relay"):
         make_env(config("Relay", max_episode_steps=3), 2)
     assert make_env(config("Relay", max_episode_steps=4), 2).spec.episode_limit == 4
+    with pytest.raises(ConfigError, match=r"global_state=false: .*Relay writes its state itself"):
+        make_env(config("Relay", global_state=False), 2)
 
 
 @pytest.mark.parametrize(

@@ -222,3 +222,13 @@ def test_allocated_arrays_fit_the_spec():
     assert shapes == [(4, 3, 5), (4, 3), (4, 3, 3), (4, 3)]
     bare = EnvArrays.allocate(counting(1).spec, 4)
     assert bare.state is None and bare.action_mask is None
+
+
+def test_environments_are_not_asked_for_a_state_that_nobody_wants():
+    class Asked(CountingEnv):
+        def state(self) -> Any:
+            raise AssertionError("nobody wants it")
+
+    env = LoopedEnv([Asked(has_state=True)], global_state=False)
+    batch = play(env, actions_for(env, 8))
+    assert env.spec.state_size == 0 and batch.state is None
