@@ -1,7 +1,8 @@
 """`hpc-marl train`, also `python -m hpc_marl.train`: compose the experiment, check it, run it.
 
     argv --compose_experiment--> mistakes answered here, exit code 2, no process started
-         --hydra.main----------> one job, or with --multirun one per combination --run_experiment--> objective
+         --run_experiment------> objective
+         --hydra.main----------> with --multirun: one job per combination --run_experiment--> objective
 
 Exit codes: 0 done, 1 the run failed, 2 a setting is wrong, 130 interrupted.
 """
@@ -77,9 +78,20 @@ def _main(arguments: list[str]) -> int:
     if options.cfg == "job" and options.package is None:
         sys.stdout.write(_as_yaml(experiment))
         return 0
+    if not _concerns_hydra(options):
+        # Hydra would only compose the same once more, which takes as long as to start a worker.
+        runner = _JobRunner(None, only)
+        runner.run(experiment, options.overrides)
+        return runner.exit_code
     runner = _JobRunner(_swept_keys(options) if options.multirun else None, only)
     _run_hydra(arguments, runner)
     return runner.exit_code
+
+
+def _concerns_hydra(options: Namespace) -> bool:
+    """Whether a command line says something that Hydra itself has to act on."""
+    is_about_hydra = any(text.lstrip("+~").startswith("hydra") for text in options.overrides)
+    return bool(options.multirun or options.cfg or options.resolve or is_about_hydra)
 
 
 def _checked_experiment(options: Namespace) -> ExperimentConfig:
@@ -128,13 +140,19 @@ class _JobRunner:
         self._core_jobs: list[str] = []
 
     def __call__(self, composed: DictConfig) -> float | None:
+        from hydra.core.hydra_config import HydraConfig
+
         from hpc_marl.composing.compose import experiment_from
 
         experiment = experiment_from(composed)
         if self._sweep_keys is not None:
             experiment = self._named_in_sweep(experiment)
+        return self.run(experiment, list(HydraConfig.get().overrides.task))
+
+    def run(self, experiment: ExperimentConfig, overrides: Sequence[str]) -> float | None:
+        """Run one experiment, composed from these overrides; return what a sweep maximises."""
         try:
-            outcome = self._run(experiment)
+            outcome = self._run(experiment, overrides)
             if outcome.exit_code and self._home != _this_process():
                 # A Hydra launcher runs this elsewhere: our exit code is lost, an error reaches whoever waits.
                 raise LaunchError(
@@ -152,7 +170,7 @@ class _JobRunner:
             raise SystemExit(EXIT_INTERRUPTED)
         return outcome.objective
 
-    def _run(self, experiment: ExperimentConfig) -> Outcome:
+    def _run(self, experiment: ExperimentConfig, overrides: Sequence[str]) -> Outcome:
         if DRY_RUN_FLAG in self._only:
             from hpc_marl.runs.submission import dry_run_experiment
 
@@ -164,7 +182,7 @@ class _JobRunner:
         if experiment.controller == "session":
             from hpc_marl.runs.session import run_experiment
 
-            return run_experiment(experiment)
+            return run_experiment(experiment, overrides)
         from hpc_marl.runs.submission import submit_experiment
 
         limit = experiment.max_concurrent

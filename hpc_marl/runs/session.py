@@ -15,14 +15,13 @@ import shlex
 import socket
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import psutil
-from hydra.core.hydra_config import HydraConfig
 
 from hpc_marl import __version__
 from hpc_marl.base.launch_record import LaunchRecord, write_launch_record
@@ -30,7 +29,6 @@ from hpc_marl.base.run_directory import RunDirectory, atomic_write
 from hpc_marl.base.security import create_keyring
 from hpc_marl.config import ExperimentConfig, to_dict
 from hpc_marl.control.verdict import Verdict
-from hpc_marl.reports.summary import write_summary
 from hpc_marl.runs.driver import Drive, Driver
 from hpc_marl.runs.interrupts import Ending, StopSignals, ask_ending, ending_of, is_answerable
 from hpc_marl.runs.run_log import controller_log
@@ -61,11 +59,15 @@ class Outcome:
         return 0 if self.verdict is None else self.verdict.exit_code
 
 
-def run_experiment(config: ExperimentConfig) -> Outcome:
+def run_experiment(config: ExperimentConfig, overrides: Sequence[str] = ()) -> Outcome:
     """Train, evaluate and sum up; return when it is over, or when it goes on without this process.
 
     On this machine SIGINT (Ctrl-C) and SIGTERM stop the run in order: the trainer writes a checkpoint and every
     process ends. A run on Slurm goes on without its session: see `cluster.on_interrupt`.
+
+    Args:
+        config: the experiment.
+        overrides: that it was composed from, for the command that means this trial again.
 
     Raises:
         ConfigError: the trial cannot be started as asked for.
@@ -89,7 +91,7 @@ def run_experiment(config: ExperimentConfig) -> Outcome:
             signals=signals,
             can_detach=record.has_deputy,
         )
-    return conclude(config, directory, drive, resume_command(config))
+    return conclude(config, directory, drive, resume_command(config, overrides))
 
 
 def drive_run(
@@ -131,6 +133,8 @@ def drive_run(
 def conclude(config: ExperimentConfig, directory: RunDirectory, drive: Drive | None, command: str) -> Outcome:
     """Sum a run up that has ended, or say how to come back to one that goes on."""
     if drive is not None and drive.verdict is not None:
+        from hpc_marl.reports.summary import write_summary  # nobody waits for it at the start
+
         objective = write_summary(config, directory, drive.verdict, drive.progress.elapsed_s, command)
         return Outcome(drive.verdict, directory, objective)
     name = f"{directory.experiment_name}/{directory.trial_name}"
@@ -195,10 +199,9 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def resume_command(config: ExperimentConfig) -> str:
+def resume_command(config: ExperimentConfig, overrides: Sequence[str] = ()) -> str:
     """Return the command that means this trial again, but for `resume=true`."""
-    given = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    kept = [override for override in given if override.split("=")[0] not in ("trial_name", "resume")]
+    kept = [text for text in overrides if text.split("=")[0] not in ("trial_name", "resume")]
     return shlex.join(
         ["hpc-marl", "train", *_config_dir_flag(sys.argv), *kept, f"trial_name={config.trial_name}"]
     )

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import psutil
 
-from hpc_marl.base.checkpoints import latest_checkpoint
 from hpc_marl.base.epoch_fence import read_epoch
 from hpc_marl.base.launch_record import read_launch_record
 from hpc_marl.base.run_directory import RunDirectory
@@ -81,7 +80,12 @@ def next_epoch(directory: RunDirectory, resume: bool) -> int:
     Raises:
         ConfigError: `resume`, and there is no valid checkpoint.
     """
-    found = latest_checkpoint(directory.checkpoints) if directory.checkpoints.is_dir() else None
+    found = None
+    if directory.checkpoints.is_dir() and any(directory.checkpoints.iterdir()):
+        # It loads numpy, for which a new trial need not wait.
+        from hpc_marl.base.checkpoints import latest_checkpoint
+
+        found = latest_checkpoint(directory.checkpoints)
     if resume and found is None:
         raise ConfigError(f"nothing to resume: {directory.checkpoints} has no valid checkpoint")
     return max(0 if found is None else found.epoch, read_epoch(directory.epoch_file) or 0) + 1

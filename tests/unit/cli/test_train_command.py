@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +29,12 @@ class Session:
 
     def __init__(self) -> None:
         self.experiments: list[ExperimentConfig] = []
+        self.overrides: list[list[str]] = []
         self.outcomes: list[Outcome | Exception] = []
 
-    def run_experiment(self, experiment: ExperimentConfig) -> Outcome:
+    def run_experiment(self, experiment: ExperimentConfig, overrides: Sequence[str]) -> Outcome:
         self.experiments.append(experiment)
+        self.overrides.append(list(overrides))
         outcome = self.outcomes.pop(0) if self.outcomes else Outcome()
         if isinstance(outcome, Exception):
             raise outcome
@@ -159,3 +162,10 @@ def test_help_explains_one_branch(capsys: pytest.CaptureFixture[str]):
     assert main(["--help", "algoritm"]) == 2
     assert "did you mean 'algorithm'" in capsys.readouterr().err
     assert main(["--help", "sead=1"]) == 2
+
+
+def test_a_single_run_is_the_same_with_and_without_hydra_around_it(session: Session) -> None:
+    assert main(["seed=3", "actors.count=5"]) == 0
+    assert main(["seed=3", "actors.count=5", "hydra.job.chdir=false"]) == 0
+    assert session.experiments[0] == session.experiments[1]
+    assert session.overrides == [["seed=3", "actors.count=5"]] * 2
