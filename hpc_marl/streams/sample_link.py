@@ -19,6 +19,7 @@ from hpc_marl.streams.sample_messages import SenderMessage
 from hpc_marl.streams.sender_slots import Slot
 
 NO_GRANT = Grant(0, 0)
+_LONGEST_WAIT_S = 0.1
 
 _logger = logging.getLogger(__name__)
 
@@ -106,14 +107,17 @@ class SenderLink:
         return True
 
     def wait(self, bell: Doorbell, timeout_s: float) -> None:
-        """Sleep until the receiver says something; over the lane it rings the bell."""
+        """Sleep until the receiver says something; over the lane it rings the bell.
+
+        Where there is a lane the socket is not waited for, but looked at again soon enough.
+        """
         assert self.socket is not None
         if self.lane is None or not self.uses_lane:
             self.socket.poll(round(timeout_s * 1000) + 1)
             return
         self.lane.set_sender_waits(True)
         if self.lane.news == self.news:
-            bell.wait(timeout_s)
+            bell.wait(min(timeout_s, _LONGEST_WAIT_S))
         self.lane.set_sender_waits(False)
 
     def close_lane(self) -> None:

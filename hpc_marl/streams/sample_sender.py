@@ -209,7 +209,7 @@ class SampleSender:
             time.sleep(min(max(timeout_s, 0.0), _LONGEST_WAIT_S))
         else:
             if timeout_s > 0:
-                self._link.wait(self._bell, min(timeout_s, _LONGEST_WAIT_S))
+                self._link.wait(self._bell, timeout_s)
             self._receive()
             self._flush()
             self._keep_in_touch()
