@@ -102,8 +102,8 @@ class ActorWorker(Worker):
             steps += stepped
             batches += committed
             if stepped == 0:
-                self._repeat_what_was_lost(self._sender)
                 if not any(group.waiting for group in self._groups):
+                    self._repeat_what_was_lost(self._sender)
                     if steps == 0:
                         self._wait(acting, self._sender)
                     return PollResult(num_samples=steps, num_batches=batches)
