@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -77,3 +78,25 @@ def test_what_is_not_the_bell_is_not_rung(change, tmp_path):
         with pytest.raises(StreamError, match=r"cannot open|reused"):
             DoorbellButton(handle)
         assert os.path.getsize(tmp_path / "file") == 0
+
+
+def test_messages_come_once_whole_and_in_order():
+    with Doorbell() as bell, DoorbellButton(bell.handle()) as button:
+        assert bell.receive() == b""
+        assert button.send(b"one.") and button.send(b"two.")
+        assert bell.receive() == b"one.two." and bell.receive() == b""
+        while button.send(b"full"):
+            pass
+        assert set(bell.receive().split(b"full")) == {b""}
+        assert button.send(b"more")
+
+
+def test_a_message_to_nobody_is_an_error():
+    with Doorbell() as bell, DoorbellButton(bell.handle()) as button:
+        poll = select.poll()
+        poll.register(button.fileno(), 0)
+        assert poll.poll(0) == []
+        bell.close()
+        assert poll.poll(0) == [(button.fileno(), select.POLLERR)]
+        with pytest.raises(StreamError, match="gone"):
+            button.send(b"one.")

@@ -8,25 +8,10 @@ import zmq
 
 from hpc_marl.base import serialization
 from hpc_marl.errors import StreamError
-from hpc_marl.streams.inference import (
-    ArrayField,
-    InferenceClient,
-    InferenceLayout,
-    InferenceServer,
-)
+from hpc_marl.streams.inference import InferenceClient, InferenceServer
 from hpc_marl.streams.links import connect
 from tests.unit.streams.conftest import until
-
-ROOT = "exp/trial/inference_stream"
-
-
-def layout(num_envs: int = 4) -> InferenceLayout:
-    """Two agents that see three numbers."""
-    field = ArrayField
-    return InferenceLayout(
-        [field("observation", "<f4", (num_envs, 2, 3)), field("noise", "<f4", (num_envs, 2, 1))],
-        [field("action", "<f4", (num_envs, 2)), field("log_prob", "<f4", (num_envs, 2))],
-    )
+from tests.unit.streams.inference_process import ROOT, actions, arrays, layout
 
 
 @pytest.fixture(params=["auto", "zmq"])
@@ -77,13 +62,6 @@ def new_client(new_context, transport):
         client.close()
 
 
-def arrays(value: float = 0.0, num_envs: int = 4) -> dict[str, np.ndarray]:
-    return {
-        "observation": np.full((num_envs, 2, 3), value, np.float32),
-        "noise": np.full((num_envs, 2, 1), 0.5, np.float32),
-    }
-
-
 def answer(server, *, version=1, max_rows=1000, policy_version=None):
     """Answer what has arrived with the sum of each observation; return the requests."""
     server.poll(0.001)
@@ -91,11 +69,6 @@ def answer(server, *, version=1, max_rows=1000, policy_version=None):
     for request in requests:
         server.reply([request], actions(request.arrays["observation"]), version)
     return requests
-
-
-def actions(observation: np.ndarray) -> dict[str, np.ndarray]:
-    action = observation.sum(axis=-1)
-    return {"action": action, "log_prob": -action}
 
 
 def collected(client, group, *poll):
