@@ -9,8 +9,9 @@ A real ActorWorker in this process, fed and drained through shared memory, with 
 Its parts are measured in runs of their own, with a stopwatch that costs more (about 1 us per step of all
 environments) than that of the total. Interleaved repeats, ratios within a repeat, medians.
 
-Then what the adapters add to each step of environments that do nothing, and what natively vectorised CartPole costs
-with everything, environment included. About a minute on one core:
+Then what the adapters add to each step of environments that do nothing, what natively vectorised CartPole costs with
+everything, environment included, and what share of an actor's CPU time real environments get: what it reaches of their
+own rate. About 90 seconds on one core:
 
     taskset -c 0 python benchmarks/actor_step.py [--quick] [--repeats N]
 """
@@ -36,7 +37,8 @@ from measuring.bare_network import bare_pass_s
 from measuring.comparisons import shown, verdict
 from measuring.reporting import machine_facts, markdown_table
 
-from hpc_marl.config import PolicyConfig
+from hpc_marl.composing.compose import compose_experiment
+from hpc_marl.config import EnvConfig, PolicyConfig
 
 STEP_HEADER = (
     *("what", "environments", "us per agent step", "lowest to highest"),
@@ -52,7 +54,17 @@ VECTOR_HEADER = (
     "goal",
     "in words",
 )
-GOAL_US, GOAL_ENVS, VECTOR_GOAL_US = 3.0, 32, 2.5
+ENV_HEADER = (
+    "what",
+    "environments",
+    "actor",
+    "env only",
+    "of env only",
+    "lowest to highest",
+    "goal",
+    "in words",
+)
+GOAL_US, GOAL_ENVS, VECTOR_GOAL_US, ENV_GOAL = 3.0, 32, 2.5, 0.7
 FREE = "measuring.actor_rig.FreeEnv"
 MLP, GRU = PolicyConfig(), PolicyConfig(recurrent="gru")
 CASES: dict[str, tuple[dict[str, Any], PolicyConfig]] = {
@@ -65,6 +77,7 @@ CASES: dict[str, tuple[dict[str, Any], PolicyConfig]] = {
     "1 agent, 2 continuous actions": ({"observation_size": 4, "action_size": 2}, MLP),
     "1 agent, 2 actions, GRU": ({"observation_size": 4, "num_actions": 2}, GRU),
 }
+EXPERIMENTS = ("cartpole_ppo", "lbf_mappo", "mpe_spread_mappo", "rware_mappo")
 VECTOR_CARTPOLE = {
     "_target_": "gymnasium.make_vec",
     "id": "CartPole-v1",
@@ -122,6 +135,33 @@ class StepRow:
         ]
 
 
+class EnvRow:
+    """Real environments: what share of an actor's CPU time goes to their own steps."""
+
+    def __init__(self, experiment: str, num_envs: int, stack: ExitStack) -> None:
+        config = compose_experiment([f"experiment={experiment}"])
+        self._name, self._num_envs = experiment, num_envs
+        self._rig = stack.enter_context(ActorRig(config.env, num_envs, config.policy))
+        self._spent: list[Spent] = []
+
+    def measure(self, num_steps: int) -> None:
+        """Measure once."""
+        with stopwatch_of_cpu_time():
+            self._spent.append(self._rig.measure(num_steps))
+
+    def cells(self) -> list[str]:
+        """Return the row of the table of real environments."""
+        shares = [spent.seconds["env"] / spent.cpu_s for spent in self._spent]
+        share = median(shares)
+        ours = median(1e6 * spent.cpu_s / spent.env_steps for spent in self._spent)
+        bare = median(1e6 * spent.seconds["env"] / spent.env_steps for spent in self._spent)
+        return [
+            *(self._name, str(self._num_envs), f"{ours:.1f}", f"{bare:.1f}", f"{share:.0%}"),
+            *(f"{min(shares):.0%} to {max(shares):.0%}", f">= {ENV_GOAL:.0%}"),
+            "reached" if share >= ENV_GOAL else "missed",
+        ]
+
+
 def adapter_cells(cost: AdapterCost) -> list[str]:
     """Return the row of the table of adapters."""
     ours, bare = cost.ours, cost.bare
@@ -146,7 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with ExitStack() as stack:
 
         def row(name: str, make: dict[str, Any], policy: PolicyConfig, num_envs: int) -> StepRow:
-            return StepRow(name, num_envs, stack.enter_context(ActorRig(make, num_envs, policy)))
+            rig = stack.enter_context(ActorRig(EnvConfig(make=make), num_envs, policy))
+            return StepRow(name, num_envs, rig)
 
         steps = [
             row(name, {"_target_": FREE, **make}, policy, num_envs)
@@ -155,12 +196,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
         vectors = [row("CartPole, vectorised", VECTOR_CARTPOLE, MLP, num) for num in (256, 1024)]
         adapters = [AdapterCost(name, num, make) for name, make in ADAPTERS.items() for num in (1, 8, 32)]
+        real = [EnvRow(experiment, 16, stack) for experiment in (() if options.quick else EXPERIMENTS)]
         for repeat in range(repeats):
             print(f"repeat {repeat + 1} of {repeats}", file=sys.stderr)
             for one in (*steps, *vectors):
                 one.measure(num_steps)
             for adapter in adapters:
                 adapter.measure(num_steps // 4)
+            for env in real:
+                env.measure(num_steps // 8)
     print(machine_facts())
     print("\nAround env.step, us of CPU per agent step, 64x64 network (GRU: 64):\n")
     print(markdown_table(STEP_HEADER, [one.cells() for one in steps]))
@@ -168,6 +212,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(markdown_table(ADAPTER_HEADER, [adapter_cells(one) for one in adapters]))
     print("\nA natively vectorised environment, all included:\n")
     print(markdown_table(VECTOR_HEADER, [one.vector_cells() for one in vectors]))
+    if real:
+        print("\nReal environments, us of CPU per env_step:\n")
+        print(markdown_table(ENV_HEADER, [one.cells() for one in real]))
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ class ActorRig:
 
     def __init__(
         self,
-        make: dict[str, Any],
+        config: EnvConfig,
         num_envs: int,
         policy: PolicyConfig,
         *,
@@ -87,7 +87,6 @@ class ActorRig:
         resolver, keyring = MemoryNameResolver(), create_keyring(root / "auth")
         self._context = RunContext("actor", "step", resolver, SocketFactory(keyring))
         self._stack.callback(self._context.close)
-        config = EnvConfig(make=make)
         probe = make_env(config, num_envs)
         spec = PolicySpec(env=probe.spec, policy=policy)
         probe.close()
