@@ -161,9 +161,13 @@ class EntryFiles:
         """
         return frozenset(self._scan(lambda items: [item.name for item in items if item.name[0] != "."]))
 
-    def stamps(self) -> dict[str, Stamp]:
-        """The stamps of all entries, by file name. Raises NameResolveError as `listing` does."""
-        return dict(self._scan(_stamps_of))
+    def stamps(self, name: str, below: str) -> dict[str, Stamp]:
+        """The stamps of the entry with a file name and of all that begin with `below`, by file name.
+
+        Raises:
+            NameResolveError: the directory cannot be listed.
+        """
+        return dict(self._scan(lambda items: _stamps_of(items, name, below)))
 
     def _scan(self, take: Callable[[Iterator[os.DirEntry[str]]], list[T]]) -> list[T]:
         problem = OSError()
@@ -363,17 +367,18 @@ class EntryFiles:
             os.close(fd)
 
 
-def _stamps_of(items: Iterator[os.DirEntry[str]]) -> list[tuple[str, Stamp]]:
+def _stamps_of(items: Iterator[os.DirEntry[str]], name: str, below: str) -> list[tuple[str, Stamp]]:
     found = []
     for item in items:
-        if item.name[0] == ".":
+        file_name = item.name
+        if not file_name.startswith(below) and file_name != name:
             continue
         try:
             status = item.stat(follow_symlinks=False)
         except FileNotFoundError:
             continue
-        stamp = Stamp((status.st_ino, status.st_mtime_ns), bool(status.st_mode & stat.S_IWUSR))
-        found.append((item.name, stamp))
+        can_expire = status.st_mode & stat.S_IWUSR != 0
+        found.append((file_name, Stamp((status.st_ino, status.st_mtime_ns), can_expire)))
     return found
 
 

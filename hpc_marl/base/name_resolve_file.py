@@ -255,12 +255,8 @@ class FileNameResolver(NameResolver):
         """The names below a root, sorted, with their files and what the directory says of these."""
         start = file_name_of(check_name(name_root))
         below = start + file_name_of("/")
-        found = {
-            name_of(file_name): (file_name, stamp)
-            for file_name, stamp in self._files.stamps().items()
-            if file_name == start or file_name.startswith(below)
-        }
-        return dict(sorted(found.items()))
+        stamps = self._files.stamps(start, below)
+        return {name: (file_name, stamps[file_name]) for name, file_name in sorted(map(_named, stamps))}
 
     def _present(self, names: frozenset[str]) -> frozenset[str]:
         """For the watcher: those of `names` that exist; opens only what may have expired meanwhile."""
@@ -387,6 +383,10 @@ class FileNameResolver(NameResolver):
             f"(mounted as {kind}, {options}); {len(present)} names are there"
             f"{', nearest: ' if nearest else ''}{', '.join(nearest)}"
         )
+
+
+def _named(file_name: str) -> tuple[str, str]:
+    return name_of(file_name), file_name
 
 
 def _private_directory(path: Path) -> Path:
