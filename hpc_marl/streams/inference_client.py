@@ -59,6 +59,7 @@ class _Open:
     """A group's open request."""
 
     id: int
+    min_policy_version: int
     sent_s: float | None = None
     """When it left last; None where it has not."""
     policy_version: int = 0
@@ -104,7 +105,7 @@ class InferenceClient:
         self._by_zmq: set[int] = set()
         self._ready: set[int] = set()
         """Groups whose request has to leave; has left by ZMQ; has its answer in the slot."""
-        self._next_id = 1  # 0 is what empty slots hold
+        self._next_id = 0
         self._looked_s = self._kept_up_s = float("-inf")
         self._jitter = random.uniform(0.8, 1.2)
         self._answered = self._sent_again = self._late = self._malformed = self._servers = 0
@@ -123,9 +124,9 @@ class InferenceClient:
         """
         if not 0 <= group < len(self._slots.requests):
             raise StreamError(f"group {group} of a client with {len(self._slots.requests)} groups")
-        self._slots.write_request(group, self._next_id, min_policy_version, arrays)
+        self._slots.write_request(group, arrays)
         self._forget(group)
-        opened = self._open[group] = _Open(self._next_id)
+        opened = self._open[group] = _Open(self._next_id, min_policy_version)
         self._next_id += 1
         self._unsent.add(group)
         now = time.monotonic()
@@ -173,7 +174,7 @@ class InferenceClient:
         """Return counters."""
         line = self._line
         return ClientStatistics(
-            submitted=self._next_id - 1,
+            submitted=self._next_id,
             answered=self._answered,
             sent_again=self._sent_again,
             late=self._late,
@@ -200,7 +201,7 @@ class InferenceClient:
     def _send(self, line: ServerLine, group: int, opened: _Open, now: float) -> None:
         if not line.is_attached:
             self._by_zmq.add(group)
-        if line.ask(self._slots, group):
+        if line.ask(self._slots, group, opened.id, opened.min_policy_version):
             opened.sent_s = now
             self._unsent.discard(group)
 
@@ -210,11 +211,13 @@ class InferenceClient:
             return
         longest_s = _SHORTEST_WAIT_S if self._unsent else _LONGEST_WAIT_S
         answers = self._line.answers(self._slots, min(timeout_s, longest_s), only_line=not self._by_zmq)
-        for group, number, policy_version in answers:
+        for number, policy_version, group, content in answers:
             opened = self._open.get(group)
             if opened is None or opened.id != number or group in self._ready:
                 self._late += 1
                 continue
+            if content is not None:
+                self._slots.reply_bytes[group][:] = content
             opened.policy_version = policy_version
             self._ready.add(group)
             self._answered += 1

@@ -11,6 +11,7 @@ import math
 import select
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import zmq
 
@@ -37,8 +38,15 @@ _MAX_MESSAGE_BYTES = 256 * 2**20
 
 _logger = logging.getLogger(__name__)
 
-Answer = tuple[int, int, int]
-"""Group, id, policy_version; the arrays are in the slots then, unless the id is not the one that was waited for."""
+
+class Answer(NamedTuple):
+    """What came of one request."""
+
+    id: int
+    policy_version: int
+    group: int
+    content: memoryview | None
+    """The packed arrays; None where they are in the group's slot already."""
 
 
 class ServerLine:
@@ -108,12 +116,20 @@ class ServerLine:
             self._button.close()
             self._button = None
 
-    def ask(self, slots: InferenceSlots, group: int) -> bool:
-        """Send the request that is in a slot; return False where that is not possible now."""
+    def ask(self, slots: InferenceSlots, group: int, number: int, min_policy_version: int) -> bool:
+        """Send the request that is in a slot; return False where that is not possible now.
+
+        Args:
+            slots: where the request is.
+            group: environment group.
+            number: id of the request.
+            min_policy_version: the answer must come from a policy of at least this version.
+        """
         if self._button is None:
-            return self._ask_by_zmq(slots, group)
+            head = RequestHead(self._client, number, group, min_policy_version, slots.layout.encoded)
+            return self._send([serialization.encode(head), slots.request_bytes[group]])
         try:
-            return self._button.send(ASK.pack(self._number, group))
+            return self._button.send(ASK.pack(self._number, group, number, min_policy_version))
         except StreamError:
             self._give_up_sharing()
             return False
@@ -122,17 +138,17 @@ class ServerLine:
         """Return what has been answered, waiting up to `timeout_s` for the first of it.
 
         Args:
-            slots: where the answers go.
+            slots: what was asked from them.
             timeout_s: longest wait.
             only_line: nothing that went by ZMQ is waited for.
         """
         if only_line and self._button is not None:
-            return self._answers_of_line(slots, timeout_s)
+            return self._answers_of_line(timeout_s)
         if not can_receive(self._socket):
             self._zmq_poll.poll(math.ceil(1000 * timeout_s))
         found: list[Answer] = []
         if self._button is not None and self._bell is not None:
-            found = _read(self._bell, slots)
+            found = _read(self._bell)
         while can_receive(self._socket):
             frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             try:
@@ -147,13 +163,13 @@ class ServerLine:
         self.detach()
         self._socket.close(linger=0)
 
-    def _answers_of_line(self, slots: InferenceSlots, timeout_s: float) -> list[Answer]:
+    def _answers_of_line(self, timeout_s: float) -> list[Answer]:
         assert self._bell is not None and self._button is not None
         heard = self._poll.poll(math.ceil(1000 * timeout_s))
         if not heard:
             return []
         bell = self._bell.fileno()
-        found = _read(self._bell, slots) if any(fd == bell for fd, _ in heard) else []
+        found = _read(self._bell) if any(fd == bell for fd, _ in heard) else []
         if any(fd != bell for fd, _ in heard):
             self._give_up_sharing()
         return found
@@ -162,11 +178,6 @@ class ServerLine:
         """Nobody hears the server's bell any more: it is gone, or else reached by ZMQ."""
         self.detach()
         self._shared = False
-
-    def _ask_by_zmq(self, slots: InferenceSlots, group: int) -> bool:
-        number, min_policy_version = slots.request_numbers(group)
-        head = RequestHead(self._client, number, group, min_policy_version, slots.layout.encoded)
-        return self._send([serialization.encode(head), slots.request_bytes[group]])
 
     def _send(self, frames: Sequence[bytes | memoryview]) -> bool:
         try:
@@ -178,11 +189,9 @@ class ServerLine:
     def _take_in(self, frames: list[zmq.Frame], slots: InferenceSlots) -> list[Answer]:
         message = decode_server_message(frames[0].buffer)
         if isinstance(message, ReplyHead):
-            if len(frames) != 2 or not 0 <= message.group < len(slots.requests):
-                raise ProtocolError(f"an answer of {len(frames)} frames to group {message.group}")
-            if slots.request_numbers(message.group)[0] == message.id:
-                _fill(slots.reply_bytes[message.group], frames[1].buffer)
-            return [(message.group, message.id, message.policy_version)]
+            if len(frames) != 2 or len(frames[1]) != slots.layout.reply.nbytes:
+                raise ProtocolError(f"an answer of {len(frames)} frames, {len(frames[-1])} bytes of arrays")
+            return [Answer(message.id, message.policy_version, message.group, frames[1].buffer)]
         if (handle := slots.handle) is None or message.token != handle.token:
             return []  # of an earlier offer
         if isinstance(message, Refused):
@@ -205,16 +214,8 @@ class ServerLine:
         self._poll.register(self._button.fileno(), 0)  # tells of errors only
 
 
-def _read(bell: Doorbell, slots: InferenceSlots) -> list[Answer]:
-    groups = bell.receive()
+def _read(bell: Doorbell) -> list[Answer]:
     return [
-        (group, *slots.reply_numbers(group))
-        for (group,) in ANSWER.iter_unpack(groups)
-        if group < len(slots.requests)
+        Answer(number, policy_version, group, None)
+        for number, policy_version, group in ANSWER.iter_unpack(bell.receive())
     ]
-
-
-def _fill(target: memoryview, content: memoryview) -> None:
-    if len(content) != len(target):
-        raise ProtocolError(f"an answer of {len(content)} bytes; expected {len(target)}")
-    target[:] = content

@@ -3,8 +3,8 @@
 Over ZMQ: a msgpack head, then all arrays packed in one frame. On one node, once the client is attached, only numbers
 through two pipes; the arrays lie in the client's slots:
 
-    client -> server   line, group   a request is in this group's slot
-    server -> client   group         its answer is there
+    client -> server   line, group, id, min_policy_version   a request is in this group's slot
+    server -> client   id, policy_version, group             its answer is there
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from hpc_marl.base.shared_memory import SharedMemoryHandle
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
-ASK = struct.Struct("=II")
-"""line, group."""
-ANSWER = struct.Struct("=I")
-"""group."""
+ASK = struct.Struct("=IIqq8x")
+"""line, group, id, min_policy_version; 32 bytes, so that a full read of a pipe holds whole messages only."""
+ANSWER = struct.Struct("=qqI12x")
+"""id, policy_version, group; 32 bytes."""
 
 
 class RequestHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="request"):

@@ -14,7 +14,7 @@ from hpc_marl.streams.inference_layout import decode_layout
 from hpc_marl.streams.inference_messages import ANSWER, Attach
 from hpc_marl.streams.inference_slots import InferenceSlots, slots_bytes
 
-_MAX_ANSWERS_PER_MESSAGE = 128  # 512 bytes, which a pipe takes as one
+_MAX_ANSWERS_PER_WRITE = 16  # 512 bytes, which a pipe takes as one
 
 
 class _Request(Protocol):
@@ -25,15 +25,23 @@ class _Request(Protocol):
 
 
 class ClientSeat:
-    """One attached client; ends with `close`."""
+    """One attached client; ends with `close`.
 
-    def __init__(self, client: str, slots: InferenceSlots, button: DoorbellButton) -> None:
+    Attributes:
+        client: its id.
+        slots: its slots.
+        token: names the slots.
+        num_groups: how many.
+    """
+
+    def __init__(self, client: str, token: bytes, slots: InferenceSlots, button: DoorbellButton) -> None:
         """Use `attach_seat`."""
         self.client = client
         self.slots = slots
+        self.token = token
         self.num_groups = len(slots.requests)
         self._button = button
-        self._answered: list[int] = []
+        self._answered: list[bytes] = []
         self._is_open = True
 
     def answer(
@@ -41,16 +49,16 @@ class ClientSeat:
     ) -> None:
         """Write the answer into the slot; the client hears of it at `flush`."""
         if self._is_open:
-            self.slots.write_reply(request.group, request.id, policy_version, arrays, place)
-        self._answered.append(request.group)
+            self.slots.write_reply(request.group, arrays, place)
+        self._answered.append(ANSWER.pack(request.id, policy_version, request.group))
 
     def flush(self) -> int:
         """Tell the client of its answers; return how many could not be told: it has gone, or hears nothing."""
         answered, self._answered = self._answered, []
         told = 0
-        for start in range(0, len(answered), _MAX_ANSWERS_PER_MESSAGE):
-            part = answered[start : start + _MAX_ANSWERS_PER_MESSAGE]
-            told += len(part) if self._tell(b"".join([ANSWER.pack(group) for group in part])) else 0
+        for start in range(0, len(answered), _MAX_ANSWERS_PER_WRITE):
+            part = answered[start : start + _MAX_ANSWERS_PER_WRITE]
+            told += len(part) if self._tell(b"".join(part)) else 0
         return len(answered) - told
 
     def close(self) -> None:
@@ -84,4 +92,4 @@ def attach_seat(offer: Attach, max_bytes: int) -> ClientSeat:
     except StreamError:
         slots.close()
         raise
-    return ClientSeat(offer.client, slots, button)
+    return ClientSeat(offer.client, offer.memory.token, slots, button)

@@ -216,11 +216,10 @@ class InferenceServer:
 
     def _listen(self) -> None:
         assert self._bell is not None
-        for number, group in ASK.iter_unpack(self._bell.receive()):
+        for number, group, request_id, min_policy_version in ASK.iter_unpack(self._bell.receive()):
             seat = self._seats.get(number)
             if seat is None or group >= seat.num_groups:
                 continue  # of slots that the client has given up
-            request_id, min_policy_version = seat.slots.request_numbers(group)
             self._accept(
                 InferenceRequest(
                     seat.client,
@@ -234,19 +233,26 @@ class InferenceServer:
             )
 
     def _attach(self, routing_id: bytes, offer: Attach) -> None:
-        token, number = offer.memory.token, next(self._numbers)
+        token = offer.memory.token
         answer: Attached | Refused
         try:
             if self._bell is None:
                 raise StreamError("this server uses ZMQ only")
-            self._seats[number] = attach_seat(offer, self._max_bytes)
-            answer = Attached(token, number, self._bell.handle())
+            answer = Attached(token, self._seat_number(offer), self._bell.handle())
         except StreamError as error:
             answer = Refused(token, str(error))
-        for known, seat in list(self._seats.items()):
-            if seat.client == offer.client and known != number:
-                self._leave(known)
         self._send([routing_id, serialization.encode(answer)])
+
+    def _seat_number(self, offer: Attach) -> int:
+        """Return the number of a client's seat; a new one replaces that of other slots."""
+        known = [number for number, seat in self._seats.items() if seat.client == offer.client]
+        if known and self._seats[known[0]].token == offer.memory.token:
+            return known[0]  # the client has not heard of it yet
+        number = next(self._numbers)
+        self._seats[number] = attach_seat(offer, self._max_bytes)
+        for earlier in known:
+            self._leave(earlier)
+        return number
 
     def _sweep(self) -> None:
         now = time.monotonic()

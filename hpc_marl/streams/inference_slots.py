@@ -1,10 +1,11 @@
 """InferenceSlots: one slot per environment group, where requests and answers are written in place.
 
-    | group 0: id, min_policy_version | id, policy_version |  group 1 ... |  group 0: request | reply |  group 1 ...
+    | group 0: request | reply | group 1: request | reply | ...
 
-Who writes what: the client the request, the server the reply, each its numbers last. Neither looks into the other's
-part before it was told to by a message through a pipe (see `Doorbell`). The kernel orders what was written before a
-write to a pipe before what is read after the read of it, so this holds on processors that reorder stores too.
+Who writes what: the client the request, the server the reply. Neither looks into the other's part before it was told to
+by a message through a pipe (see `Doorbell`), which says also which request it is about. The kernel orders what was
+written before a write to a pipe before what is read after the read of it, so this holds on processors that reorder
+stores too; and should a client overwrite a request that is being read, the answer is to the old one and is ignored.
 """
 
 from __future__ import annotations
@@ -18,9 +19,6 @@ from numpy.typing import NDArray
 from hpc_marl.base.shared_memory import SharedMemory, SharedMemoryHandle
 from hpc_marl.errors import StreamError
 from hpc_marl.streams.inference_layout import InferenceLayout
-
-_WORDS = 8  # of 8 bytes: each side's numbers have a cache line of their own
-_LINE = 8 * _WORDS
 
 
 class InferenceSlots:
@@ -41,10 +39,9 @@ class InferenceSlots:
         self.layout = layout
         self._memory = memory
         self._buffer = buffer
-        self._numbers = buffer[: 2 * _LINE * num_groups].cast("q")
         self.request_bytes: list[memoryview] = []
         self.reply_bytes: list[memoryview] = []
-        start = 2 * _LINE * num_groups
+        start = 0
         for _ in range(num_groups):
             middle = start + layout.request.nbytes
             stop = middle + layout.reply.nbytes
@@ -90,9 +87,7 @@ class InferenceSlots:
         """What the server needs to attach; None where the memory is private."""
         return None if self._memory is None else self._memory.handle()
 
-    def write_request(
-        self, group: int, number: int, min_policy_version: int, arrays: Mapping[str, NDArray[Any]]
-    ) -> None:
+    def write_request(self, group: int, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Write a request; for the client only.
 
         Raises:
@@ -102,42 +97,17 @@ class InferenceSlots:
         views = self.requests[group]
         for name, array in arrays.items():
             views[name][...] = array
-        at = 2 * _WORDS * group
-        self._numbers[at + 1] = min_policy_version
-        self._numbers[at] = number
 
-    def request_numbers(self, group: int) -> tuple[int, int]:
-        """Return id and min_policy_version of the request."""
-        at = 2 * _WORDS * group
-        return self._numbers[at], self._numbers[at + 1]
-
-    def write_reply(
-        self,
-        group: int,
-        number: int,
-        policy_version: int,
-        arrays: Mapping[str, NDArray[Any]],
-        place: slice,
-    ) -> None:
-        """Write the answer to request `number`; for the server only.
+    def write_reply(self, group: int, arrays: Mapping[str, NDArray[Any]], place: slice) -> None:
+        """Write an answer; for the server only.
 
         Args:
             group: environment group.
-            number: id of the request.
-            policy_version: that acted.
             arrays: of a whole batch.
             place: this group's environments in it.
         """
         for name, view in self.replies[group].items():
             view[...] = arrays[name][place]
-        at = 2 * _WORDS * group + _WORDS
-        self._numbers[at + 1] = policy_version
-        self._numbers[at] = number
-
-    def reply_numbers(self, group: int) -> tuple[int, int]:
-        """Return id and policy_version of the reply."""
-        at = 2 * _WORDS * group + _WORDS
-        return self._numbers[at], self._numbers[at + 1]
 
     def renewed(self, *, shared: bool, label: str = "") -> InferenceSlots:
         """Return other memory with the same contents: nobody who has the old one can write to it."""
@@ -153,11 +123,11 @@ class InferenceSlots:
         """Let go of the memory; arrays that still view it stay valid."""
         for views in (self.requests, self.replies, self.request_bytes, self.reply_bytes):
             views.clear()
-        self._numbers = self._buffer = memoryview(b"")
+        self._buffer = memoryview(b"")
         if self._memory is not None:
             self._memory.close()
 
 
 def slots_bytes(layout: InferenceLayout, num_groups: int) -> int:
     """Return the size of all slots together."""
-    return num_groups * (2 * _LINE + layout.request.nbytes + layout.reply.nbytes)
+    return num_groups * (layout.request.nbytes + layout.reply.nbytes)

@@ -145,6 +145,19 @@ def test_clients_of_both_transports_share_a_batch(new_server, new_client):
         assert (client.collect(0, 5.0).arrays["action"] == 3 * value).all()
 
 
+def test_slots_that_are_offered_twice_are_attached_once(new_server, new_client):
+    server, client = new_server(), new_client(timeout_s=0.02)
+    deadline = time.monotonic() + 0.5
+    while time.monotonic() < deadline:  # the server is busy: the client offers again
+        client.wait(0.01)
+    attach(client, server)
+    until(lambda: server.poll(0.01) == 0)
+    client.submit(0, arrays(1))
+    answer(server)
+    assert client.wait(5.0) and client.statistics().sent_again == 0
+    assert server.statistics().attached == 1
+
+
 def test_slots_of_a_client_that_ended_are_let_go(new_server, new_client, monkeypatch):
     monkeypatch.setattr(inference_server, "_SWEEP_INTERVAL_S", 0.01)
     server, client = new_server(), new_client()
