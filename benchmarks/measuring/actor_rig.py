@@ -67,7 +67,7 @@ class Spent:
     cpu_s: float
     """Of the actor's thread."""
     seconds: dict[str, float]
-    """By activity: env, inference, ..., by the actor's own stopwatch."""
+    """By activity, by the actor's own stopwatch: env, inference, ...; `other` is what is left of its CPU time."""
 
 
 class ActorRig:
@@ -131,7 +131,9 @@ class ActorRig:
             steps += self._actor._poll().num_samples
             cpu_s += time.thread_time() - started_s
         after = self._seconds()
-        return Spent(steps, cpu_s, {name: after[name] - before[name] for name in after})
+        seconds = {name: after[name] - before[name] for name in after}
+        seconds["other"] = cpu_s - sum(spent for name, spent in seconds.items() if name != "other")
+        return Spent(steps, cpu_s, seconds)
 
     def close(self) -> None:
         """End everything."""
