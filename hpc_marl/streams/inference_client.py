@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -28,8 +28,7 @@ _LONGEST_WAIT_S = 0.05
 _SHORTEST_WAIT_S = 0.002
 
 
-@dataclass(frozen=True, eq=False)
-class InferenceReply:
+class InferenceReply(NamedTuple):
     """The answer to one request."""
 
     arrays: dict[str, NDArray[Any]]
@@ -54,7 +53,7 @@ class ClientStatistics:
     """How requests go at present: shared_memory, zmq, or none."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Open:
     """A group's open request."""
 
@@ -125,13 +124,15 @@ class InferenceClient:
         if not 0 <= group < len(self._slots.requests):
             raise StreamError(f"group {group} of a client with {len(self._slots.requests)} groups")
         self._slots.write_request(group, arrays)
-        self._forget(group)
-        opened = self._open[group] = _Open(self._next_id, min_policy_version)
+        if group in self._open:
+            self._forget(group)
+        number, now, line = self._next_id, time.monotonic(), self._line
         self._next_id += 1
-        self._unsent.add(group)
-        now = time.monotonic()
-        if self._line is not None and self._line.is_attached:
-            self._send(self._line, group, opened, now)
+        opened = self._open[group] = _Open(number, min_policy_version)
+        if line is not None and line.is_attached and line.ask(self._slots, group, number, min_policy_version):
+            opened.sent_s = now
+        else:
+            self._unsent.add(group)
         if self._unsent or now - self._looked_s >= _BALANCE_INTERVAL_S * self._jitter:
             self._keep_up()
 
@@ -158,15 +159,16 @@ class InferenceClient:
         opened = self._open.get(group)
         if opened is None:
             raise StreamError(f"group {group} has submitted nothing that could be collected")
-        deadline, left_s = time.monotonic() + timeout_s, timeout_s
-        while group not in self._ready:
-            self._receive(left_s)
-            if group in self._ready:
-                break
-            self._keep_up()
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                return None
+        if group not in self._ready:
+            deadline, left_s = time.monotonic() + timeout_s, timeout_s
+            while True:
+                self._receive(left_s)
+                if group in self._ready:
+                    break
+                self._keep_up()
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    return None
         self._forget(group)
         return InferenceReply(self._slots.replies[group], opened.policy_version)
 
@@ -194,9 +196,10 @@ class InferenceClient:
 
     def _forget(self, group: int) -> None:
         """The group has no open request any more."""
-        if self._open.pop(group, None) is not None:
-            for groups in (self._unsent, self._by_zmq, self._ready):
-                groups.discard(group)
+        del self._open[group]
+        self._ready.discard(group)
+        self._unsent.discard(group)
+        self._by_zmq.discard(group)
 
     def _send(self, line: ServerLine, group: int, opened: _Open, now: float) -> None:
         if not line.is_attached:

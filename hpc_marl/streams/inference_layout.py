@@ -75,14 +75,14 @@ class PackedArrays:
 
     def check(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Raise StreamError where arrays are not exactly these."""
-        if arrays.keys() != self.types.keys():
-            raise StreamError(f"arrays {', '.join(arrays)}; agreed were {', '.join(self.types)}")
-        for name, (dtype, shape) in self.types.items():
-            array = arrays[name]
+        types = self.types
+        for name, array in arrays.items():
+            dtype, shape = types.get(name, (None, None))
             if array.shape != shape or array.dtype != dtype:
-                raise StreamError(
-                    f"{name} is {array.dtype}{list(array.shape)}; agreed was {dtype}{list(shape)}"
-                )
+                agreed = ", ".join(f"{known} {dtype}{list(shape)}" for known, (dtype, shape) in types.items())
+                raise StreamError(f"{name} is {array.dtype}{list(array.shape)}; agreed were {agreed}")
+        if len(arrays) != len(types):
+            raise StreamError(f"arrays {', '.join(arrays)}; agreed were {', '.join(types)}")
 
     def check_batch(self, arrays: Mapping[str, NDArray[Any]], num_envs: int) -> None:
         """Raise StreamError where arrays are not these with `num_envs` environments of several groups together."""

@@ -67,16 +67,13 @@ class ServerLine:
         self._offered_s: float | None = None
         self._bell: Doorbell | None = None
         self._button: DoorbellButton | None = None
+        self.is_attached = False
+        """Whether the server reads the slots."""
         self._number = 0
         self._poll = select.poll()
         self._zmq_poll = zmq.Poller()
         self._zmq_poll.register(self._socket, zmq.POLLIN)
         self.malformed = 0
-
-    @property
-    def is_attached(self) -> bool:
-        """Whether the server reads the slots."""
-        return self._button is not None
 
     def is_up(self) -> bool:
         """Return whether a request would leave now."""
@@ -108,6 +105,7 @@ class ServerLine:
     def detach(self) -> None:
         """Go on by ZMQ, until the next offer."""
         self._offered_s = None
+        self.is_attached = False
         if self._bell is not None:
             self._zmq_poll.unregister(self._bell.fileno())
             self._bell.close()
@@ -165,13 +163,13 @@ class ServerLine:
 
     def _answers_of_line(self, timeout_s: float) -> list[Answer]:
         assert self._bell is not None and self._button is not None
-        heard = self._poll.poll(math.ceil(1000 * timeout_s))
-        if not heard:
-            return []
-        bell = self._bell.fileno()
-        found = _read(self._bell) if any(fd == bell for fd, _ in heard) else []
-        if any(fd != bell for fd, _ in heard):
-            self._give_up_sharing()
+        found: list[Answer] = []
+        bell = self._bell
+        for fd, _ in self._poll.poll(math.ceil(1000 * timeout_s)):
+            if fd == bell.fileno():
+                found = _read(bell)
+            else:
+                self._give_up_sharing()
         return found
 
     def _give_up_sharing(self) -> None:
@@ -208,7 +206,7 @@ class ServerLine:
             _logger.info("inference goes by ZMQ: %s", error)
             self._give_up_sharing()
             return
-        self._number = attached.line
+        self._number, self.is_attached = attached.line, True
         self._poll = select.poll()
         self._poll.register(bell.fileno(), select.POLLIN)
         self._poll.register(self._button.fileno(), 0)  # tells of errors only
