@@ -6,7 +6,7 @@ import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from hpc_marl.base.name_resolve import NameResolver
 from hpc_marl.base.name_resolve_file import FileNameResolver
@@ -17,6 +17,18 @@ from hpc_marl.base.security import load_keyring
 from hpc_marl.base.service_records import ServiceRecord, from_entry, to_entry
 from hpc_marl.base.sockets import BoundSocket, SocketFactory
 from hpc_marl.errors import NameEntryNotFoundError
+
+
+class HeartbeatAddress(Protocol):
+    """Where heartbeats are published: a socket of this process, or of another one with the same addresses."""
+
+    @property
+    def port(self) -> int:
+        """The port."""
+
+    @property
+    def public_key(self) -> bytes:
+        """The CURVE key there, in Z85."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,7 @@ class RunContext:
         key: str,
         socket: BoundSocket,
         *,
-        heartbeat: BoundSocket | None = None,
+        heartbeat: HeartbeatAddress | None = None,
         extra: Mapping[str, Any] | None = None,
         replace: bool = True,
     ) -> ServiceRecord:
@@ -87,7 +99,7 @@ class RunContext:
         Args:
             key: spelled by `names`.
             socket: the bound socket.
-            heartbeat: the socket of the heartbeats, where there is one.
+            heartbeat: where the heartbeats are published, on this machine, if anywhere.
             extra: plain values that the service's clients need.
             replace: take the place of an earlier incarnation.
 

@@ -17,7 +17,9 @@ import zmq
 from hpc_marl.base import names
 from hpc_marl.base.rpc import RequestHandler, RpcClient, RpcServer, serve_requests
 from hpc_marl.base.run_context import RunContext
+from hpc_marl.base.sockets import BoundSocket
 from hpc_marl.control.heartbeat import HeartbeatPublisher
+from hpc_marl.control.heartbeat_relay import HeartbeatRelay, HostHeartbeats
 from hpc_marl.control.interfaces import WorkerServer
 from hpc_marl.control.panel import ZmqWorkerControl
 from hpc_marl.control.standalone import context_of_trial
@@ -40,6 +42,11 @@ class ZmqServer(WorkerServer):
         context: names, keys and sockets of the run, which stay the caller's to close; None: the process-wide
             name service (`name_resolve.configure`) and this user's `default_keyring()`.
         heartbeat_interval_s: time between two heartbeats.
+        host: passes the heartbeats on; None: they have a socket of their own.
+        relay: whose heartbeats are passed on with the own.
+
+    Attributes:
+        heartbeat: where heartbeats are published; None where a host does it.
 
     Raises:
         OSError: no port could be bound.
@@ -54,6 +61,8 @@ class ZmqServer(WorkerServer):
         context: RunContext | None = None,
         *,
         heartbeat_interval_s: float = 0.5,
+        host: HostHeartbeats | None = None,
+        relay: HeartbeatRelay | None = None,
     ) -> None:
         super().__init__(worker_name)
         self._owns_sockets = context is None
@@ -62,14 +71,15 @@ class ZmqServer(WorkerServer):
         sockets, hosts = self._context.sockets, self._context.bind_hosts
         self._handler = RequestHandler(self._context.incarnation, sockets.max_message_bytes)
         bound = sockets.bind(zmq.REP, hosts)
-        heartbeat = sockets.bind(zmq.XPUB, hosts, options={zmq.XPUB_VERBOSE: 1})
+        way = host or sockets.bind(zmq.XPUB, hosts, options={zmq.XPUB_VERBOSE: 1})
+        self.heartbeat = way if isinstance(way, BoundSocket) else None
         self._socket = bound.socket
         self._heartbeats = HeartbeatPublisher(
-            heartbeat, worker_name, self._context.incarnation, self.report, heartbeat_interval_s
+            way, worker_name, self._context.incarnation, self.report, heartbeat_interval_s, relay=relay
         )
         self.host, self.port = bound.hosts[0], bound.port
         try:
-            self._context.publish(self._key, bound, heartbeat=heartbeat)
+            self._context.publish(self._key, bound, heartbeat=way)
         except HpcMarlError:
             self._release()
             raise

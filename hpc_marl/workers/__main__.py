@@ -24,12 +24,14 @@ from hpc_marl.base.launch_record import LaunchRecord, read_launch_record
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.run_directory import RunDirectory, atomic_write
 from hpc_marl.base.telemetry import configure_logging
+from hpc_marl.control.heartbeat_relay import HeartbeatRelay, HostHeartbeats
 from hpc_marl.control.worker_base import Worker, WorkerServer
 from hpc_marl.control.worker_control import ZmqServer
 from hpc_marl.control.worker_state import WorkerStatus, exit_code
 from hpc_marl.errors import ConfigError, HpcMarlError
 from hpc_marl.workers import WORKER_KINDS
-from hpc_marl.workers.nursery import start_nurseries
+from hpc_marl.workers.child_processes import Inheritance
+from hpc_marl.workers.nursery import Nurseries, start_nurseries
 from hpc_marl.workers.process_identity import die_with_parent, leave
 
 FIRST_HOST = "host/0"
@@ -62,13 +64,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return exit_code(WorkerStatus.INTERRUPTED)
         directory = RunDirectory.at(options.run_dir)
         record = read_launch_record(directory)
-        made_for: dict[str, Any] = {}
+        relay: HeartbeatRelay | None = None
+        nurseries: Nurseries | None = None
         if (slot := _slot_of(options.worker_name)) is not None:
-            nurseries = start_nurseries(has_torch_workers=record.role_of(slot) == "core")
-            if isinstance(nurseries, list):
-                leave(main(nurseries))  # not the host any more, but a worker that came of it
-            made_for["nurseries"] = nurseries
-        return _run(options.worker_name, directory, record, options.parent is not None, made_for)
+            relay = HeartbeatRelay()
+            found = start_nurseries(has_torch_workers=record.role_of(slot) == "core")
+            if isinstance(found, list):
+                relay.leave_to_worker()
+                leave(main(found))  # not the host any more, but a worker that came of it
+            nurseries = found
+        return _run(
+            options.worker_name,
+            directory,
+            record,
+            has_host=options.parent is not None,
+            relay=relay,
+            nurseries=nurseries,
+        )
     except HpcMarlError as error:
         _log.error("%s: %s", type(error).__name__, error)
         return 1
@@ -102,8 +114,10 @@ def _run(
     worker_name: str,
     directory: RunDirectory,
     record: LaunchRecord,
+    *,
     has_host: bool,
-    made_for: Mapping[str, Any],
+    relay: HeartbeatRelay | None,
+    nurseries: Nurseries | None,
 ) -> int:
     worker_class = resolve_kind(worker_name.partition("/")[0], record.worker_kinds)
     context = RunContext.open(
@@ -116,7 +130,13 @@ def _run(
             worker_name,
             context=context,
             heartbeat_interval_s=record.heartbeat_interval_s,
+            host=HostHeartbeats.of_this_process() if has_host else None,
+            relay=relay,
         )
+        made_for: dict[str, Inheritance] = {}
+        if relay is not None and server.heartbeat is not None:
+            environment = relay.environment(server.heartbeat)
+            made_for["inheritance"] = Inheritance(nurseries, environment, (relay.workers_descriptor,))
         # A host hears the controller for all its workers, and ends them when it does not.
         grace_s = None if has_host else record.orphan_grace_s
         worker: Worker = worker_class(server, context, directory, orphan_grace_s=grace_s, **made_for)
@@ -133,6 +153,8 @@ def _run(
         return exit_code(worker.status)
     finally:
         context.close()
+        if relay is not None:
+            relay.close()
         if worker_name == FIRST_HOST and directory.verdict_file.exists():
             # The last one of a run that a deputy has ended; nobody needs its keys and names any more.
             directory.forget_run(record.run_uuid)

@@ -12,8 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpc_marl.workers.nursery import THREAD_VARIABLES, Nurseries, NurseryChild
@@ -44,22 +44,41 @@ class Child:
         return self.process.poll()
 
 
+@dataclass(frozen=True)
+class Inheritance:
+    """What the workers of a host get of it.
+
+    Attributes:
+        nurseries: where they can come of; None: all are started as programs.
+        environment: variables for all of them.
+        descriptors: open ones that the environment speaks of.
+    """
+
+    nurseries: Nurseries | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    descriptors: tuple[int, ...] = ()
+
+
 class ChildProcesses:
     """Starts, watches and ends worker processes.
 
     Args:
         run_directory: the trial's directory, handed to every worker.
         gpus: the GPUs that may be handed out, as CUDA_VISIBLE_DEVICES names them; None: the workers see what we see.
-        nurseries: where workers can come of; None: all are started as programs.
+        inheritance: what they get of this process.
 
     Attributes:
         children: the newest process of every worker that was launched here.
     """
 
     def __init__(
-        self, run_directory: Path, gpus: list[str] | None = None, nurseries: Nurseries | None = None
+        self,
+        run_directory: Path,
+        gpus: list[str] | None = None,
+        inheritance: Inheritance | None = None,
     ) -> None:
-        self._run_directory, self._gpus, self._nurseries = run_directory, gpus, nurseries
+        self._run_directory, self._gpus = run_directory, gpus
+        self._inheritance = inheritance or Inheritance()
         self.children: dict[str, Child] = {}
 
     def launch(self, worker_name: str, life: int, num_threads: int, gpus: float = 0.0) -> None:
@@ -71,15 +90,20 @@ class ChildProcesses:
         log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         arguments = [worker_name, "--run-dir", str(self._run_directory), "--life", str(life)]
         share = self._take_gpus(gpus)
-        environment = {**dict.fromkeys(THREAD_VARIABLES, str(num_threads)), "PYTHONUNBUFFERED": "1"}
+        environment = {
+            **self._inheritance.environment,
+            **dict.fromkeys(THREAD_VARIABLES, str(num_threads)),
+            "PYTHONUNBUFFERED": "1",
+        }
         if self._gpus is not None:
             environment[_GPU_VARIABLE] = ",".join(self._gpus[index] for index in share)
-        nursery = self._nurseries.of(kind, num_threads) if self._nurseries else None
-        process = (
-            _start(arguments, environment, log_file)
-            if nursery is None
-            else nursery.launch(arguments, environment, log_file)
-        )
+        nurseries = self._inheritance.nurseries
+        nursery = nurseries.of(kind, num_threads) if nurseries else None
+        process: subprocess.Popen[bytes] | NurseryChild
+        if nursery is not None:
+            process = nursery.launch(arguments, environment, log_file)
+        else:
+            process = _start(arguments, environment, log_file, self._inheritance.descriptors)
         self.children[worker_name] = Child(life, process, share, time.monotonic())
 
     def running(self) -> list[str]:
@@ -131,7 +155,9 @@ class ChildProcesses:
         return dict.fromkeys(emptiest[: round(wanted)], 1.0)
 
 
-def _start(arguments: list[str], environment: dict[str, str], log_file: Path) -> subprocess.Popen[bytes]:
+def _start(
+    arguments: list[str], environment: dict[str, str], log_file: Path, descriptors: tuple[int, ...]
+) -> subprocess.Popen[bytes]:
     with open(log_file, "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "hpc_marl.workers", *arguments, "--parent", str(os.getpid())],
@@ -139,6 +165,7 @@ def _start(arguments: list[str], environment: dict[str, str], log_file: Path) ->
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
+            pass_fds=descriptors,
             start_new_session=True,
         )
 

@@ -25,9 +25,8 @@ from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.control.worker_base import PollResult, Worker, WorkerServer
 from hpc_marl.control.worker_state import WorkerStatus
 from hpc_marl.errors import HpcMarlError
-from hpc_marl.workers.child_processes import ChildProcesses, visible_gpus
+from hpc_marl.workers.child_processes import ChildProcesses, Inheritance, visible_gpus
 from hpc_marl.workers.host_usage import HostUsage
-from hpc_marl.workers.nursery import Nurseries
 from hpc_marl.workers.slurm_task import SlurmTask
 
 _log = logging.getLogger(__name__)
@@ -53,13 +52,13 @@ class HostWorker(Worker):
         run_directory: RunDirectory,
         *,
         orphan_grace_s: float | None = None,
-        nurseries: Nurseries | None = None,
+        inheritance: Inheritance | None = None,
     ) -> None:
         record = read_launch_record(run_directory)
         super().__init__(server, orphan_grace_s=record.host_grace_s)
         self._context, self._directory, self._record = context, run_directory, record
         self._task = SlurmTask.of_this_process()
-        self._processes = ChildProcesses(run_directory.path, visible_gpus(), nurseries)
+        self._processes = ChildProcesses(run_directory.path, visible_gpus(), inheritance)
         slot = self._slot = int(self.name.partition("/")[2])
         self._may_have_deputy = record.has_deputy and slot == 0
         self._deputy: subprocess.Popen[bytes] | None = None
