@@ -24,6 +24,8 @@ from hpc_marl.streams.links import Transport, can_receive
 from hpc_marl.streams.parameter_memory import FlatParameters, ParameterLayout, ParameterMemory, Shapes
 from hpc_marl.streams.parameter_messages import ParameterOffer, Version, Want
 
+_MAX_REMEMBERED = 2**16
+
 _logger = logging.getLogger(__name__)
 
 
@@ -108,6 +110,10 @@ class ParameterPublisher:
 class _AnsweringThread:
     """Answers the readers of other nodes from the newest version in memory.
 
+    A question is answered once per connection, however often it is asked: where many readers share a slow network, an
+    answer may take longer than its reader has patience. It arrives, or its connection breaks and the reader asks by
+    another.
+
     A wake-up cannot be missed: the thread notes that a reader waits *before* it looks at the memory, and
     `notify` looks at that note *after* the memory was written.
     """
@@ -116,6 +122,8 @@ class _AnsweringThread:
         self.bound = context.sockets.bind(zmq.ROUTER, context.bind_hosts)
         self.waiting: dict[bytes, int] = {}
         """Generation that each waiting reader has, by routing id; at most one entry per connection."""
+        self._sent: dict[bytes, int] = {}
+        """Generation that each connection was sent last; the oldest are forgotten."""
         self.answered = self.malformed = 0
         self.is_closed = False
         self._memory = memory
@@ -162,10 +170,13 @@ class _AnsweringThread:
             try:
                 if len(frames) != 1:
                     raise ProtocolError(f"a request of {len(frames)} frames")
-                self.waiting[routing_id] = serialization.decode(frames[0], Want).newer_than
+                newer_than = serialization.decode(frames[0], Want).newer_than
             except ProtocolError as error:
                 self.malformed += 1
                 _logger.debug("ignored a malformed message on the parameter stream: %s", error)
+                continue
+            if newer_than >= self._sent.get(routing_id, 0):
+                self.waiting[routing_id] = newer_than
 
     def _answer(self, socket: zmq.Socket[bytes]) -> None:
         known = 0 if self._newest is None else self._newest.generation
@@ -183,8 +194,11 @@ class _AnsweringThread:
             try:
                 socket.send_multipart([routing_id, header, *frames], zmq.NOBLOCK, copy=False)
                 self.answered += 1
+                self._sent[routing_id] = newest.generation
             except zmq.Again:
                 continue  # It asks again.
             except zmq.ZMQError as error:
                 if error.errno != errno.EHOSTUNREACH:
                     raise
+        while len(self._sent) > _MAX_REMEMBERED:
+            del self._sent[next(iter(self._sent))]

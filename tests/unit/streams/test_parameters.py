@@ -14,6 +14,7 @@ import zmq
 from hpc_marl.errors import ProtocolError, StreamError
 from hpc_marl.streams import parameter_reader
 from hpc_marl.streams.links import connect
+from hpc_marl.streams.parameter_messages import Want
 from hpc_marl.streams.parameters import ParameterPublisher, ParameterReader
 from tests.unit.streams import parameter_follower
 from tests.unit.streams.conftest import until
@@ -117,6 +118,25 @@ def test_a_stopped_reader_of_another_node_keeps_nobody_waiting(new_context, tmp_
         assert len(versions) <= 3
         follower.kill()
     reader.close()
+    publisher.close()
+
+
+def test_a_question_asked_again_is_not_answered_twice(new_context):
+    """An answer may take longer than its reader has patience, where many share a network."""
+    publisher, context = ParameterPublisher(new_context(), KEY, SHAPES, transport="zmq"), new_context()
+    socket = connect(context, context.lookup(KEY))
+    until(lambda: socket.poll(0, zmq.POLLOUT))
+    publisher.publish(1, weights(1))
+    for newer_than in (0, 0):
+        socket.send(msgspec.msgpack.encode(Want(newer_than)))
+        until(lambda: publisher.statistics().answered == 1)
+    socket.send(msgspec.msgpack.encode(Want(1)))  # messages of one connection keep their order
+    until(lambda: publisher.statistics().waiting_readers)
+    assert publisher.statistics().answered == 1
+    publisher.publish(2, weights(2))
+    until(lambda: publisher.statistics().answered == 2)
+    versions = [msgspec.msgpack.decode(socket.recv_multipart()[0])["policy_version"] for _ in range(2)]
+    assert versions == [1, 2] and not socket.poll(0)
     publisher.close()
 
 
