@@ -6,11 +6,12 @@
     matrix products      the limit: the sgemm calls of one forward and backward pass at this size, and nothing else
 
 Actor and critic of 64 x 64 tanh on observations of CartPole's size, two actions, all on one thread. Times are CPU time
-of the process. A minibatch update is one epoch's time divided by its minibatches, so it includes shuffling and
-gathering; a whole update also evaluates the critic, estimates advantages, and normalises. Repeats are interleaved,
-ratios are taken within a repeat, then their median. About a minute:
+of the process; with --threads they are wall times on as many threads, for which as many cores must be free. A minibatch
+update is one epoch's time divided by its minibatches, so it includes shuffling and gathering; a whole update also
+evaluates the critic, estimates advantages, and normalises. Repeats are interleaved, ratios are taken within a repeat,
+then their median. About a minute:
 
-    python benchmarks/ppo_update.py [--quick] [--repeats N]
+    python benchmarks/ppo_update.py [--quick] [--repeats N] [--threads N]
 
 torch.compile is no row, and no setting: of the loss it saved a fifth of autograd's time for these networks after 15 to
 35 s of compilation, still four times what the passes by hand take; for a GRU with windows of 16 steps it saved a third
@@ -24,7 +25,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -68,8 +68,8 @@ def make_batch(num_steps: int, num_envs: int) -> SampleBatch:
     return batch
 
 
-def minibatch_ways(size: int, num_minibatches: int) -> Ways:
-    """Return ways to do one epoch of `num_minibatches` of `size` rows."""
+def minibatch_ways(size: int, num_minibatches: int, num_threads: int = 1) -> Ways:
+    """Return ways to do one epoch of `num_minibatches` of `size` rows; the limit is one thread's."""
     config = PPOConfig(num_epochs=1, num_minibatches=num_minibatches, anneal_learning_rate=False)
     batch = make_batch(size // 8, 8 * num_minibatches)
     rng = np.random.default_rng(1)
@@ -88,14 +88,15 @@ def minibatch_ways(size: int, num_minibatches: int) -> Ways:
 
     ways: Ways = {COMMON: lambda: common.fit(observation, action, *rows)}
     for name, kind in _STEPS.items():
-        ways[name] = _fit(kind, config, batch, scalars)
-    return {**ways, LIMIT: bare}
+        steps = kind(config, ActorCritic(_SPEC), Ranks(), num_threads)
+        ways[name] = _fit(steps, config, batch, scalars)
+    return {**ways, LIMIT: bare} if num_threads == 1 else ways
 
 
 def _fit(
-    kind: type[AutogradSteps] | type[FlatSteps], config: PPOConfig, batch: SampleBatch, scalars: Scalars
+    steps: AutogradSteps | FlatSteps, config: PPOConfig, batch: SampleBatch, scalars: Scalars
 ) -> Callable[[], None]:
-    steps, generator = kind(config, ActorCritic(_SPEC), Ranks()), torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     steps.read(batch)
     return lambda: _checked(steps.fit(scalars, generator, config.learning_rate))
 
@@ -105,14 +106,15 @@ def _checked(metrics: dict[str, float]) -> None:
         raise RuntimeError(f"something was not learned from: {metrics}")
 
 
-def update_ways(num_steps: int, num_envs: int, size: int) -> Ways:
+def update_ways(num_steps: int, num_envs: int, size: int, num_threads: int = 1) -> Ways:
     """Return ways to do one whole update of [T, E] and four epochs of minibatches of `size`."""
     config = PPOConfig(num_epochs=4, num_minibatches=num_steps * num_envs // size, value_normalization="none")
     batch = make_batch(num_steps, num_envs)
     common = CommonPPO(config, _ENV.observation_size, _ENV.num_actions)
     ways: Ways = {COMMON: lambda: common.update(batch)}
     for name, kind in _STEPS.items():
-        ways[name] = _update(PPO(replace(config), _SPEC, total_env_steps=10**9, steps=kind), batch)
+        ppo = PPO(config, _SPEC, total_env_steps=10**9, steps=kind, num_threads=num_threads)
+        ways[name] = _update(ppo, batch)
     return ways
 
 
@@ -120,22 +122,25 @@ def _update(ppo: PPO, batch: SampleBatch) -> Callable[[], None]:
     return lambda: _checked(ppo.update(batch, 0))
 
 
-def cpu_us(ways: Ways, repeats: int, units: float, seconds: float) -> dict[str, list[float]]:
-    """Return CPU microseconds per unit of each way in each repeat.
+def timed_us(
+    ways: Ways, repeats: int, units: float, seconds: float, clock: Callable[[], float] = time.process_time
+) -> dict[str, list[float]]:
+    """Return microseconds per unit of each way in each repeat.
 
     Args:
         ways: what takes turns.
         repeats: turns of each.
         units: how many units one call does.
-        seconds: of CPU that one turn takes at least, in whole calls.
+        seconds: that one turn takes at least, in whole calls.
+        clock: what counts: CPU time or wall time.
     """
     found: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         way()  # warm up
     for _ in range(repeats):
         for name, way in ways.items():
-            calls, started_s = 0, time.process_time()
-            while (elapsed_s := time.process_time() - started_s) < seconds:
+            calls, started_s = 0, clock()
+            while (elapsed_s := clock() - started_s) < seconds:
                 way()
                 calls += 1
             found[name].append(elapsed_s * 1e6 / (calls * units))
@@ -156,21 +161,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer, shorter repeats")
     parser.add_argument("--repeats", type=int, default=9, help="turns of each way (default: 9)")
+    parser.add_argument("--threads", type=int, default=1, help="of every update (default: 1)")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
+    clock, unit = (
+        (time.process_time, "us of CPU") if options.threads == 1 else (time.perf_counter, "us of wall time")
+    )
     repeats, seconds = (2, 0.01) if options.quick else (options.repeats, 0.15)
     for size in (256, 1024, 4096):
         print(f"minibatches of {size} ...", file=sys.stderr)
-        found = cpu_us(minibatch_ways(size, 4), repeats, 4, seconds)
-        print(f"\nUpdate by one minibatch of {size}, us of CPU\n\n{table(found, GOALS.get(size))}")
+        found = timed_us(minibatch_ways(size, 4, options.threads), repeats, 4, seconds, clock)
+        print(f"\nUpdate by one minibatch of {size}, {unit}\n\n{table(found, GOALS.get(size))}")
     for num_steps, num_envs, size in ((64, 32, 256), (64, 32, 1024), (128, 1024, 32768)):
         if options.quick and num_envs > 32:
             continue
         print(f"updates of [{num_steps} x {num_envs}] ...", file=sys.stderr)
-        found = cpu_us(
-            update_ways(num_steps, num_envs, size), min(repeats, 5), 4 * num_steps * num_envs, seconds
+        ways, samples = update_ways(num_steps, num_envs, size, options.threads), 4 * num_steps * num_envs
+        found = timed_us(ways, min(repeats, 5), samples, seconds, clock)
+        title = (
+            f"Whole update, [{num_steps} x {num_envs}] in minibatches of {size}, {unit} per sample and epoch"
         )
-        title = f"Whole update, [{num_steps} x {num_envs}] in minibatches of {size}: us of CPU per sample and epoch"
         print(f"\n{title}\n\n{table(found, GOALS.get(size))}")
     print(f"\n{machine_facts()}")
     return 0

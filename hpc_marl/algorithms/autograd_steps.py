@@ -26,9 +26,10 @@ class AutogradSteps(Steps[TrainingRows]):
         config: hyper-parameters.
         model: the networks, on their device.
         ranks: the trainers that learn together.
+        num_threads: of no meaning here, as torch's threads are the process's.
     """
 
-    def __init__(self, config: PPOConfig, model: ActorCritic, ranks: Ranks) -> None:
+    def __init__(self, config: PPOConfig, model: ActorCritic, ranks: Ranks, num_threads: int = 1) -> None:
         super().__init__(config, ranks)
         self._model = model
         self._parameters = dict(model.named_parameters())

@@ -4,40 +4,37 @@
                                                       one exchange with the other ranks ──► clip ──► Adam
 
 On small networks torch spends most of a step in its calls, not in its sums, and its tanh takes several times numpy's.
-Here all arrays exist before the step begins and are small enough to stay in the processor's cache.
+Here all arrays exist before the step begins and are small enough to stay in the processor's cache. Several threads
+divide the rows of large minibatches among them; each has a lane of its own, and their gradients are summed in order, so
+that equal numbers of threads give equal weights. numpy's own threads (of its BLAS) should then be one.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hpc_marl.algorithms.flat_losses import FlatLoss, LossSums, LossWork
-from hpc_marl.algorithms.flat_networks import FlatNetworks, Work, columns_of_chunk
+from hpc_marl.algorithms.flat_lane import Lane
+from hpc_marl.algorithms.flat_losses import LossSums
 from hpc_marl.algorithms.flat_parameters import FlatAdam, Layout, aligned_zeros, share_memory
-from hpc_marl.algorithms.flat_rows import Chunk, FlatRows
+from hpc_marl.algorithms.flat_rows import FlatRows
 from hpc_marl.algorithms.ranks import Ranks
 from hpc_marl.algorithms.steps import Array, Found, Scalars, Steps
-from hpc_marl.algorithms.work_memory import WorkMemory
 from hpc_marl.config.algorithm import PPOConfig
 from hpc_marl.data.samples import SampleBatch
 from hpc_marl.policies.actor_critic import ActorCritic
 
-_KEPT_SIZES = 64  # views of work arrays are kept for this many different numbers of rows
+T = TypeVar("T")
 
-
-class Arrays(NamedTuple):
-    """Work arrays for chunks of one size."""
-
-    chunk: Chunk
-    networks: Work
-    loss: LossWork
+_COLUMNS_OF_LANE = 256  # with fewer a thread of its own is not worth while
 
 
 class Share(NamedTuple):
@@ -56,26 +53,25 @@ class FlatSteps(Steps[Share]):
         config: hyper-parameters.
         model: the networks; `can_learn` them.
         ranks: the trainers that learn together.
+        num_threads: that may work on a minibatch.
     """
 
-    def __init__(self, config: PPOConfig, model: ActorCritic, ranks: Ranks) -> None:
+    def __init__(self, config: PPOConfig, model: ActorCritic, ranks: Ranks, num_threads: int = 1) -> None:
         super().__init__(config, ranks)
         self._spec = model.spec
-        self._layout = Layout(model.spec)
-        self._values = share_memory(model, self._layout)
+        self._layout = layout = Layout(model.spec)
+        self._values = share_memory(model, layout)
         ranks.copy_from_first(torch.from_numpy(self._values))
         self._adam = FlatAdam(self._values, config.adam_eps)
         # behind the gradient stand the loss's parts, so that ranks exchange both at once
-        self._exchanged = aligned_zeros(self._layout.size + len(LossSums._fields))
-        self._total, self._part = self._exchanged[: self._layout.size], aligned_zeros(self._layout.size)
-        self._gradients = [self._layout.networks(vector) for vector in (self._total, self._part)]
-        parameters = self._layout.networks(self._values)
-        self._memory = WorkMemory()
-        self._networks = FlatNetworks(model.spec, parameters, self._memory)
-        self._loss = FlatLoss(config, model.spec, parameters.log_std)
-        self._arrays = functools.lru_cache(_KEPT_SIZES)(self._make_arrays)
-        self._rows_of_chunk = max(columns_of_chunk(model.spec) // model.spec.env.num_agents, 1)
+        self._exchanged = aligned_zeros(layout.size + len(LossSums._fields))
+        self._total = self._exchanged[: layout.size]
+        totals = [self._total, *(aligned_zeros(layout.size) for _ in range(num_threads - 1))]
+        self._lanes = [
+            Lane(config, model.spec, values=self._values, total=total, layout=layout) for total in totals
+        ]
         self._rows: FlatRows | None = None
+        self._helpers: ThreadPoolExecutor | None = None
 
     @staticmethod
     def can_learn(model: ActorCritic) -> bool:
@@ -100,20 +96,21 @@ class FlatSteps(Steps[Share]):
         rows = self._rows
         num_agents, num_rows = rows.table.shape[:2]
         value = np.empty((num_agents, num_rows), np.float32)
-        log_prob = np.empty_like(value)
-        with np.errstate(all="ignore"):
-            for start, stop in self._cuts(num_rows):
-                piece = slice(start, stop)
-                chunk, work, loss = self._arrays(stop - start)
-                chunk.read(rows, piece)
-                self._networks.forward(work, chunk.own, chunk.state, chunk.present, with_actor=with_log_prob)
-                value[:, piece] = work.value.reshape(num_agents, -1)
-                if with_log_prob:
-                    log_prob[:, piece] = self._loss.log_prob(loss, chunk, work.output).reshape(num_agents, -1)
+        log_prob = np.empty_like(value) if with_log_prob else None
+        with self._at_work():
+            self._side_by_side(
+                functools.partial(lane.evaluate, rows, within, value, log_prob)
+                for lane, within in self._split(num_rows)
+            )
         values = np.ascontiguousarray(value.T).reshape(-1, rows.num_envs, num_agents)
-        if not with_log_prob:
+        if log_prob is None:
             return values, None
         return values, np.ascontiguousarray(log_prob.T).reshape(values.shape)[:-1]
+
+    def fit(self, scalars: Scalars, generator: torch.Generator, learning_rate: float) -> dict[str, float]:
+        """See Steps."""
+        with self._at_work():
+            return super().fit(scalars, generator, learning_rate)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """See Steps."""
@@ -143,15 +140,14 @@ class FlatSteps(Steps[Share]):
 
     def _gradient(self, minibatch: Share, watch: bool) -> Found:
         assert self._rows is not None
-        found: list[LossSums] = []
+        rows, split = self._rows, self._split(len(minibatch.rows))
+        found = self._side_by_side(
+            functools.partial(lane.gradient, rows, minibatch.rows[within], minibatch.scale, watch)
+            for lane, within in split
+        )
         with np.errstate(all="ignore"):
-            if not len(minibatch.rows):
-                self._total[:] = 0.0
-            for start, stop in self._cuts(len(minibatch.rows)):
-                index = minibatch.rows[start:stop]
-                found.append(self._chunk_gradient(index, minibatch.scale, watch, start > 0))
-                if start:
-                    self._total += self._part
+            for lane, _ in split[1:]:
+                self._total += lane.total
             sums = self._exchange(LossSums(*map(sum, zip(*found, strict=True))))
             norm = math.sqrt(float(np.dot(self._total, self._total)))
         loss = (
@@ -160,21 +156,6 @@ class FlatSteps(Steps[Share]):
             - self.config.entropy_coef * sums.entropy
         )
         return Found(loss, *sums, norm)
-
-    def _chunk_gradient(
-        self, index: NDArray[np.int64], scale: float, watch: bool, is_later: bool
-    ) -> LossSums:
-        """Write the gradient of some rows' loss into the total, or where it is a later one's into the part."""
-        assert self._rows is not None
-        chunk, work, loss = self._arrays(len(index))
-        gradient = self._gradients[is_later]
-        chunk.read(self._rows, index)
-        self._networks.forward(work, chunk.own, chunk.state, chunk.present)
-        sums = self._loss.gradient(
-            loss, chunk, work.output, work.value, gradient.log_std, scale=scale, watch=watch
-        )
-        self._networks.backward(work, chunk.own_rows, chunk.state_rows, chunk.present, gradient)
-        return sums
 
     def _exchange(self, sums: LossSums) -> LossSums:
         """Take the mean over the ranks of the gradient and of the loss's parts."""
@@ -189,15 +170,27 @@ class FlatSteps(Steps[Share]):
         self._total *= min(1.0, self.config.max_grad_norm / (grad_norm + 1e-6))  # clip_grad_norm_'s guard
         self._adam.step(self._total, learning_rate)
 
-    def _make_arrays(self, num_rows: int) -> Arrays:
-        columns = num_rows * self._spec.env.num_agents
-        return Arrays(
-            Chunk(self._memory, self._spec, num_rows),
-            self._networks.work(num_rows),
-            LossWork(self._memory, self._spec.output_size, columns),
-        )
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Have threads for all lanes but the first, which is this thread's."""
+        if len(self._lanes) == 1:
+            yield
+            return
+        with ThreadPoolExecutor(len(self._lanes) - 1, "learner") as self._helpers:
+            yield
+        self._helpers = None
 
-    def _cuts(self, num_rows: int) -> list[tuple[int, int]]:
-        """Return beginnings and ends of chunks of about equal size."""
-        count = -(-num_rows // self._rows_of_chunk)
-        return [(num_rows * part // count, num_rows * (part + 1) // count) for part in range(count)]
+    def _split(self, num_rows: int) -> list[tuple[Lane, slice]]:
+        """Return lanes and what each is to work on; as few as make it worth their while."""
+        count = max(min(num_rows * self._spec.env.num_agents // _COLUMNS_OF_LANE, len(self._lanes)), 1)
+        cuts = [num_rows * part // count for part in range(count + 1)]
+        return [(self._lanes[part], slice(cuts[part], cuts[part + 1])) for part in range(count)]
+
+    def _side_by_side(self, tasks: Iterable[Callable[[], T]]) -> list[T]:
+        """Return what the tasks do, in order; the first is done by this thread."""
+        first, *others = tasks
+        if not others:
+            return [first()]
+        assert self._helpers is not None, "threads come with _at_work()"
+        futures = [self._helpers.submit(task) for task in others]
+        return [first(), *(future.result() for future in futures)]

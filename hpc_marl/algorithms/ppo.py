@@ -65,7 +65,7 @@ class PPO:
         mode: sync or async.
         device: torch device.
         seed: of initial weights and minibatch order.
-        num_threads: torch's threads in this process; more than one per free core makes updates much slower.
+        num_threads: threads of an update; more than one per free core makes it much slower.
         ranks: the trainers that learn this policy together; None: this one alone.
         steps: how to make gradient steps; None: `FlatSteps` where they know the networks, else `AutogradSteps`.
     """
@@ -83,7 +83,7 @@ class PPO:
         ranks: Ranks | None = None,
         steps: type[AutogradSteps] | type[FlatSteps] | None = None,
     ) -> None:
-        torch.set_num_threads(num_threads)
+        torch.set_num_threads(num_threads)  # before the first weights: their last bits depend on it
         self.config = config
         self.spec = spec
         self._total_env_steps = total_env_steps
@@ -93,7 +93,7 @@ class PPO:
         self._ranks = Ranks() if ranks is None else ranks
         if steps is None:
             steps = FlatSteps if FlatSteps.can_learn(self.model) else AutogradSteps
-        self._steps: Steps[Any] = steps(config, self.model, self._ranks)
+        self._steps: Steps[Any] = steps(config, self.model, self._ranks, num_threads)
         self._moments = RunningMoments() if config.value_normalization != "none" else None
 
     def update(self, batch: SampleBatch, env_steps_done: int) -> dict[str, float]:

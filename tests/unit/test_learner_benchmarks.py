@@ -64,12 +64,12 @@ def test_the_peer_learns_what_we_learn() -> None:
 
 def test_updates_are_measured_and_compared(capsys: pytest.CaptureFixture[str]) -> None:
     module = load("ppo_update")
-    found = module.cpu_us(module.minibatch_ways(64, 2), 2, 2, 0.001)
+    found = module.timed_us(module.minibatch_ways(64, 2), 2, 2, 0.001)
     text = module.table(found, 1e9)
     assert list(found) == [module.COMMON, module.AUTOGRAD, module.BY_HAND, module.LIMIT]
     assert all(value > 0 for values in found.values() for value in values)
     assert text.count("reached") == 1 and "missed" in module.table(found, 0.0)
-    whole = module.cpu_us(module.update_ways(8, 8, 32), 1, 256, 0.001)
+    whole = module.timed_us(module.update_ways(8, 8, 32), 1, 256, 0.001)
     assert list(whole) == [module.COMMON, module.AUTOGRAD, module.BY_HAND]
     assert "to the limit" not in module.table(whole, None)
 

@@ -111,14 +111,14 @@ def break_second_loss(ppo: PPO, poison: float) -> None:
     calls: list[int] = []
     steps: Any = ppo._steps
     if isinstance(steps, FlatSteps):
-        real_gradient = steps._loss.gradient
+        real_gradient = steps._lanes[0]._loss.gradient
 
         def gradient(*args: Any, **kwargs: Any) -> Any:
             calls.append(1)
             sums = real_gradient(*args, **kwargs)
             return sums._replace(policy_loss=poison) if len(calls) == 2 else sums
 
-        steps._loss.gradient = gradient
+        steps._lanes[0]._loss.gradient = gradient
         return
     real_loss = steps._loss
 

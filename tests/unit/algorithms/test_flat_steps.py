@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from hpc_marl.algorithms import flat_steps
 from hpc_marl.algorithms.autograd_steps import AutogradSteps
 from hpc_marl.algorithms.flat_parameters import FlatAdam, Layout, aligned_zeros, share_memory
 from hpc_marl.algorithms.flat_rows import Chunk, FlatRows
@@ -118,7 +119,7 @@ def test_a_gradient_does_not_depend_on_how_it_is_cut_into_chunks(actions, critic
     for rows in (1000, 7, 1):
         _, ppo = make_pair(spec, num_minibatches=1)
         steps = ppo._steps
-        steps._rows_of_chunk = rows
+        steps._lanes[0]._rows_of_chunk = rows
         batch = make_batch(spec, ppo.actor_weights())
         steps.read(batch)
         value, _ = steps.evaluate(with_log_prob=False)
@@ -133,6 +134,26 @@ def test_a_gradient_does_not_depend_on_how_it_is_cut_into_chunks(actions, critic
         for one, two in zip(gradients[0], other, strict=True):
             np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
     assert np.count_nonzero(gradients[0][0]) > 0.9 * sum(p.numel() for p in ppo.model.parameters())
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_threads_divide_the_rows_and_change_nothing_but_rounding(mode, monkeypatch):
+    monkeypatch.setattr(flat_steps, "_COLUMNS_OF_LANE", 20)
+    spec = make_spec(has_action_mask=True)
+    config = PPOConfig(critic="central", num_minibatches=2, clip_eps=0.02, learning_rate=0.003)
+
+    def learner(num_threads):
+        return PPO(config, spec, total_env_steps=1000, mode=mode, num_threads=num_threads, steps=FlatSteps)
+
+    alone, first, second = learner(1), learner(3), learner(3)
+    assert len(first._steps._split(50)) == 3 and len(first._steps._split(10)) == 1
+    for number in range(2):
+        batch = stale(make_batch(spec, alone.actor_weights(), seed=number))
+        metrics = [ppo.update(batch, 100 * number) for ppo in (alone, first, second)]
+        assert metrics[1] == metrics[2]
+        assert_close(metrics[0], metrics[1])
+    assert_equal(everything(first), everything(second))
+    assert_close(everything(alone), everything(first))
 
 
 def test_a_gradient_is_that_of_finite_differences():
