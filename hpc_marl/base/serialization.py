@@ -1,9 +1,8 @@
-"""Bytes to values and back: msgpack by msgspec, numpy arrays beside it, no pickle anywhere.
+"""Bytes to values and back: msgpack by msgspec, numpy arrays inside it, no pickle anywhere.
 
 `encode`/`decode` carry control messages: plain values (None, bool, int of 64 bits, float, str, bytes, list,
-dict), msgspec Structs, and small numpy arrays inside them; tuples arrive as lists.
-`array_frames`/`arrays_from_frames` carry bulk arrays: a small header plus one raw buffer per array, copied
-neither on the way out nor in.
+dict), msgspec Structs, and small numpy arrays inside them; tuples arrive as lists. Bulk arrays travel beside them, as
+raw bytes of a layout that both ends know (`streams`).
 
 Whatever the bytes, decoding ends with a value of the expected type or with `ProtocolError`.
 """
@@ -11,7 +10,6 @@ Whatever the bytes, decoding ends with a value of the expected type or with `Pro
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, cast
 
@@ -28,7 +26,6 @@ Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
 _ARRAY_EXTENSION = 1
 _MAX_DIMENSIONS = 8
-_MAX_ARRAYS = 4096
 # Neither objects (O), records (V), texts (S, U) nor times: numbers only, little-endian; as `dtype.str` says them.
 _DTYPE_CODES = ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
 # What msgspec and the hooks below are known to raise on hostile bytes: wrong types, deep nesting, unhashable
@@ -38,7 +35,6 @@ _DECODING_ERRORS = (msgspec.MsgspecError, RecursionError, ValueError, TypeError,
 _Dimension = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 _Shape = Annotated[tuple[_Dimension, ...], msgspec.Meta(max_length=_MAX_DIMENSIONS)]
 _DtypeCode = Annotated[str, msgspec.Meta(max_length=4)]
-_ArrayName = Annotated[str, msgspec.Meta(max_length=256)]
 
 
 class _ArrayLayout(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -53,13 +49,6 @@ class _EmbeddedArray(msgspec.Struct, frozen=True, array_like=True, forbid_unknow
 
     layout: _ArrayLayout
     content: bytes
-
-
-class _ArrayHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Names and layouts of the frames that follow, in their order."""
-
-    names: Annotated[tuple[_ArrayName, ...], msgspec.Meta(max_length=_MAX_ARRAYS)]
-    layouts: Annotated[tuple[_ArrayLayout, ...], msgspec.Meta(max_length=_MAX_ARRAYS)]
 
 
 def encode(value: Any) -> bytes:
@@ -91,51 +80,6 @@ def decode(data: Buffer, expected: type[T]) -> T:
     except _DECODING_ERRORS as error:
         raise ProtocolError(f"not a {getattr(expected, '__name__', expected)}: {error}") from error
     return result
-
-
-def array_frames(arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[bytes, list[memoryview]]:
-    """Return a header and one buffer per array, to be sent as frames of one message.
-
-    The buffers are views of the arrays (of a copy where an array is not C-contiguous and little-endian).
-
-    Raises:
-        ProtocolError: a dtype, a number of dimensions or a name that may not travel.
-    """
-    import numpy as np
-
-    prepared = [_sendable(array) for array in arrays.values()]
-    header = _ArrayHeader(
-        tuple(arrays), tuple(_ArrayLayout(array.dtype.str, array.shape) for array in prepared)
-    )
-    if len(prepared) > _MAX_ARRAYS or any(len(name) > 256 for name in arrays):
-        raise ProtocolError(
-            f"{len(prepared)} arrays; expected at most {_MAX_ARRAYS}, with names up to 256 characters"
-        )
-    return encode(header), [array.reshape(-1).view(np.uint8).data for array in prepared]
-
-
-def arrays_from_frames(header: Buffer, frames: Sequence[Any]) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of a message, as read-only views of its frames.
-
-    Args:
-        header: as made by `array_frames`.
-        frames: objects with the buffer interface (bytes, memoryview, zmq.Frame), one per array.
-
-    Raises:
-        ProtocolError: header and frames do not fit each other or the rules.
-    """
-    layout = decode(header, _ArrayHeader)
-    if not len(layout.names) == len(layout.layouts) == len(frames):
-        raise ProtocolError(
-            f"{len(frames)} frames for {len(layout.names)} names and {len(layout.layouts)} layouts; "
-            "expected equal numbers"
-        )
-    if len(set(layout.names)) != len(layout.names):
-        raise ProtocolError("two arrays have the same name")
-    return {
-        name: _array_view(one, frame)
-        for name, one, frame in zip(layout.names, layout.layouts, frames, strict=True)
-    }
 
 
 def number_dtype(code: str) -> np.dtype[Any]:

@@ -290,6 +290,8 @@ class InferenceServer:
             self._attach(routing_id, message)
             return
         layout = decode_layout(message.layout)
+        if layout.reply.nbytes > self._max_bytes:
+            raise ProtocolError(f"answers of {layout.reply.nbytes} bytes; at most {self._max_bytes} are sent")
         if len(frames) != 3 or len(frames[2]) != layout.request.nbytes:
             raise ProtocolError(f"a request of {len(frames)} frames, {len(frames[-1])} bytes of arrays")
         self._accept(_by_zmq(message, layout, frames[2].buffer, _ZmqOrigin(self, routing_id)))

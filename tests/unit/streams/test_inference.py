@@ -205,6 +205,7 @@ def test_garbage_is_ignored(new_server, new_client, new_context):
     unseen = [[["noise", "<f4", [4, 1]]], [["action", "<f4", [4]]]]
     uneven = [[["observation", "<f4", [4, 1]]], [["action", "<f4", [5]]]]
     texts = [[["observation", "<U4", [4, 1]]], [["action", "<f4", [4]]]]
+    large = [[["observation", "<f4", [4, 1]]], [["action", "<f4", [4, 2**31]]]]
     size = layout().request.nbytes
     garbage = [
         [b""],
@@ -214,7 +215,7 @@ def test_garbage_is_ignored(new_server, new_client, new_context):
         [head, bytes(size - 1)],
         *(
             [serialization.encode({**good, "layout": serialization.encode(wire)}), bytes(64)]
-            for wire in (unseen, uneven, texts, [])
+            for wire in (unseen, uneven, texts, large, [])
         ),
     ]
     for frames in garbage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -10,7 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from hpc_marl.base.doorbell import DoorbellHandle
+from hpc_marl.base.serialization import encode
+from hpc_marl.base.shared_memory import SharedMemoryHandle
 from hpc_marl.data import EnvSpec
 from hpc_marl.errors import ProtocolError, StreamError
 from hpc_marl.streams import inference_server
@@ -23,6 +29,7 @@ from hpc_marl.streams.inference import (
     policy_layout,
 )
 from hpc_marl.streams.inference_layout import decode_layout
+from hpc_marl.streams.inference_messages import Attach, decode_client_message, decode_server_message
 from tests.unit.streams.conftest import until
 from tests.unit.streams.inference_process import ROOT, actions, arrays, layout
 
@@ -301,6 +308,20 @@ def test_a_policys_layout_has_what_it_reads_and_writes():
     assert continuous.reply.types["action"] == (np.dtype(np.float32), (5, 1, 3))
     images = policy_layout(EnvSpec(observation_size=12, image_shape=(3, 2, 2), num_actions=2), 5)
     assert images.request.types["observation"][0] == np.uint8
+
+
+@given(st.binary(max_size=100), st.integers(0, 300), st.integers(0, 255))
+@settings(max_examples=200, deadline=None)
+def test_whatever_comes_is_a_message_or_refused(noise, at, byte):
+    handle = SharedMemoryHandle(1, 2, 3, 4, b"5" * 16)
+    offer = bytearray(encode(Attach("c", "host", layout().encoded, 2, handle, DoorbellHandle(1, 2, 3, 4))))
+    offer[at % len(offer)] = byte
+    wire = bytearray(layout().encoded)
+    wire[at % len(wire)] = byte
+    for data in (noise, bytes(offer), bytes(wire)):
+        for read in (decode_client_message, decode_server_message, decode_layout):
+            with contextlib.suppress(ProtocolError):
+                read(data)
 
 
 def test_a_layout_names_every_array_once():
