@@ -7,7 +7,7 @@
 
 A call ends by its deadline in every case. If the connection is lost before, the call is repeated with the same
 id over a new one, and executed at most once. Nothing is sent for a call that has ended. A channel belongs to
-one thread, and costs four file descriptors.
+one thread, and costs four file descriptors, unless it is at `rest`.
 """
 
 from __future__ import annotations
@@ -129,10 +129,11 @@ class RpcChannel:
         self._request_ids = request_ids
         self._incarnation = incarnation
         self._pending: dict[int, PendingReply] = {}
-        self._closed = False
+        self._closed = self._is_resting = False
         self._reconnect_interval_s = _FIRST_RECONNECT_S
         self._reconnect_at = time.monotonic()
         self._heard_s = -float("inf")
+        self._last_call_s = time.monotonic()
         self._socket, self._monitor = self._connect()
 
     def _connect(self) -> tuple[zmq.Socket[bytes], ConnectionMonitor]:
@@ -150,6 +151,17 @@ class RpcChannel:
     def num_pending(self) -> int:
         """How many calls are under way."""
         return len(self._pending)
+
+    @property
+    def idle_s(self) -> float:
+        """How long ago the last call was begun [s]; 0 while one is under way."""
+        return 0.0 if self._pending else time.monotonic() - self._last_call_s
+
+    def rest(self) -> None:
+        """Give up the connection until the next call, which then takes some milliseconds longer."""
+        if not self._pending and not self._closed and not self._is_resting:
+            self._disconnect()
+            self._is_resting = True
 
     def submit(self, command: str, kwargs: Mapping[str, Any], timeout_s: float) -> PendingReply:
         """Start a call; it ends within `timeout_s` if the channel is polled.
@@ -172,7 +184,11 @@ class RpcChannel:
             raise MessageTooLargeError(
                 f"the request {command!r} has {len(payload)} bytes; expected at most {limit}"
             )
-        if time.monotonic() > self._heard_s + _HEARD_LATELY_S:
+        self._last_call_s = time.monotonic()
+        if self._is_resting:
+            self._is_resting = False
+            self._reconnect()
+        elif self._last_call_s > self._heard_s + _HEARD_LATELY_S:
             self._monitor.observe()
         if self._monitor.refusal is not None:
             self._reconnect()  # The cause may be gone, and libzmq would not find out.
@@ -212,7 +228,7 @@ class RpcChannel:
 
     def process(self) -> None:
         """Do everything that can be done now, without waiting."""
-        if self._closed:
+        if self._closed or self._is_resting:
             return
         now = time.monotonic()
         self._receive()

@@ -42,6 +42,8 @@ from hpc_marl.errors import (
 
 _logger = logging.getLogger(__name__)
 _LOOK_AGAIN_S = 0.05
+# Keeping a connection alive costs both ends a message every few seconds, for ever; making it anew, a few milliseconds.
+_REST_AFTER_S = 60.0
 # The worker itself said these, so it is not a replaced one.
 _ANSWERS = (RemoteError, UnknownCommandError, BadRequestError, ProtocolError)
 
@@ -230,6 +232,8 @@ class ZmqWorkerControl(WorkerControlPanel):
         for peer in self._peers.values():
             if peer.channel.num_pending:
                 peer.channel.process()  # Answers that nobody asks for any more are taken in here.
+            elif peer.channel.idle_s > _REST_AFTER_S:
+                peer.channel.rest()
         return self._heartbeats.read()
 
     def request(self, worker_name: str, command: str, /, timeout: float | None = None, **kwargs: Any) -> Any:

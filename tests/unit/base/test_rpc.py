@@ -327,6 +327,25 @@ def test_replies_that_answer_nothing_are_ignored(sockets: SocketFactory) -> None
     channel.close()
 
 
+def test_a_channel_at_rest_has_no_connection_and_connects_for_the_next_call(
+    server: RpcServer, sockets: SocketFactory
+) -> None:
+    channel = channel_to(sockets, server)
+    for number in range(2):
+        with serving(server):
+            pending = channel.submit("echo", {"x": number}, 30.0)
+            channel.rest()  # not while a call is under way
+            wait_for([channel], lambda: pending.done)  # noqa: B023
+        assert pending.result() == {"x": number}
+        channel.rest()
+        channel.rest()
+        assert channel._socket.closed and channel._monitor.socket.closed
+        channel.process()
+    channel.close()
+    with pytest.raises(RpcError, match="closed"):
+        channel.submit("echo", {}, 1.0)
+
+
 def test_closing_ends_calls(server: RpcServer, sockets: SocketFactory) -> None:
     channel = channel_to(sockets, server)
     call = channel.submit("echo", {}, 10.0)
