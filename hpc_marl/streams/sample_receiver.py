@@ -167,6 +167,7 @@ class SampleReceiver:
 
     def forget(self, incarnation: str) -> None:
         """Fence a process off that the controller knows to be dead; what it had not got across is lost."""
+        self._next_look_s = 0.0
         self.poll()
         self._admission.fence(incarnation)
         for peer in [peer for peer in self._peers.values() if peer.hello.incarnation == incarnation]:

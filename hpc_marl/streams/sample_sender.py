@@ -125,8 +125,8 @@ class SampleSender:
         self._serial = 0
         self._link = SenderLink()
         self._next_look_s = 0.0
-        self._released = self._lost = self._abandoned = self._refused_acquires = self._receivers = 0
-        self._resent = 0
+        self._released = self._lost = self._abandoned = self._resent = 0
+        self._refused_acquires = self._receivers = 0
         self._closed = False
         self._handlers: dict[type, Callable[[Any], None]] = {
             Welcome: self._take_welcome,
@@ -277,7 +277,10 @@ class SampleSender:
         if self._memory.handle is None:
             return None
         label = f"hpc_marl lane {self._worker_name}"
-        lane = SampleLane.create(self._layout, len(self._slots), self._produced.batches, label)
+        try:
+            lane = SampleLane.create(self._layout, len(self._slots), self._produced.batches, label)
+        except StreamError:
+            return None
         lane.tell(0, self._slots.num_in_use)
         return lane
 
@@ -342,7 +345,7 @@ class SampleSender:
         socket = self._link.socket
         while socket is not None and can_receive(socket):
             frames = socket.recv_multipart(zmq.NOBLOCK)
-            # Only the holder of the server's key can have sent it; a newer version might say what we do not know.
+            # Only who holds the server's key can have sent it; a newer version might say what we do not know.
             with contextlib.suppress(ProtocolError):
                 message = decode_receiver_message(frames[0])
                 if message.stream == self._stream:

@@ -465,6 +465,19 @@ def test_memory_out_of_reach_falls_back_to_zmq(new_receiver, new_sender, monkeyp
     receiver.consume([received])
 
 
+def test_without_memory_for_a_lane_batches_go_by_zmq(new_receiver, new_sender, monkeypatch):
+    def refused(*args):
+        raise StreamError("no memory")
+
+    monkeypatch.setattr(sample_sender.SampleLane, "create", refused)
+    receiver, sender = new_receiver(), new_sender()
+    connect(sender, receiver)
+    send(sender)
+    (received,) = receive(receiver, sender, 1)
+    assert received.transport == sender.statistics().transport == "zmq"
+    receiver.consume([received])
+
+
 def test_a_receiver_that_forgot_everything_is_told_again(new_receiver, new_sender):
     receiver, sender = new_receiver(), new_sender()
     connect(sender, receiver)
