@@ -129,11 +129,11 @@ class InferenceClient:
         number, now, line = self._next_id, time.monotonic(), self._line
         self._next_id += 1
         opened = self._open[group] = _Open(number, min_policy_version)
-        if line is not None and line.is_attached and line.ask(self._slots, group, number, min_policy_version):
-            opened.sent_s = now
-        else:
-            self._unsent.add(group)
-        if self._unsent or now - self._looked_s >= _BALANCE_INTERVAL_S * self._jitter:
+        self._unsent.add(group)
+        if line is not None:
+            self._send(line, group, opened, now)
+        seeks_memory = line is not None and line.may_attach and not line.is_attached
+        if self._unsent or seeks_memory or now - self._looked_s >= _BALANCE_INTERVAL_S * self._jitter:
             self._keep_up()
 
     def wait(self, timeout_s: float) -> bool:

@@ -10,12 +10,10 @@ import logging
 import math
 import select
 import time
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import zmq
 
-from hpc_marl.base import serialization
 from hpc_marl.base.doorbell import Doorbell, DoorbellButton
 from hpc_marl.base.network import host_identity
 from hpc_marl.base.run_context import RunContext
@@ -29,7 +27,8 @@ from hpc_marl.streams.inference_messages import (
     Refused,
     ReplyHead,
     RequestHead,
-    decode_server_message,
+    from_server,
+    to_frame,
 )
 from hpc_marl.streams.inference_slots import InferenceSlots
 from hpc_marl.streams.links import can_receive, can_send, connect
@@ -63,7 +62,8 @@ class ServerLine:
         self.record = record
         self._client = client
         self._socket = connect(context, record, _MAX_MESSAGE_BYTES)
-        self._shared = shared and record.host_identity == host_identity()
+        self.may_attach = shared and record.host_identity == host_identity()
+        """Whether the server may still agree to read the slots."""
         self._offered_s: float | None = None
         self._bell: Doorbell | None = None
         self._button: DoorbellButton | None = None
@@ -83,7 +83,7 @@ class ServerLine:
 
     def offer(self, slots: InferenceSlots, every_s: float) -> None:
         """Offer the slots to the server where that has a point, again where it did not answer for `every_s`."""
-        if not self._shared or self._button is not None or (handle := slots.handle) is None:
+        if not self.may_attach or self._button is not None or (handle := slots.handle) is None:
             return
         now = time.monotonic()
         if (self._offered_s is not None and now - self._offered_s < every_s) or not can_send(self._socket):
@@ -99,7 +99,7 @@ class ServerLine:
             handle,
             self._bell.handle(),
         )
-        if self._send([serialization.encode(offer)]):
+        if self._send(to_frame(offer)):
             self._offered_s = now
 
     def detach(self) -> None:
@@ -125,7 +125,7 @@ class ServerLine:
         """
         if self._button is None:
             head = RequestHead(self._client, number, group, min_policy_version, slots.layout.encoded)
-            return self._send([serialization.encode(head), slots.request_bytes[group]])
+            return self._send(to_frame(head, slots.request_bytes[group]))
         try:
             return self._button.send(ASK.pack(self._number, group, number, min_policy_version))
         except StreamError:
@@ -148,9 +148,9 @@ class ServerLine:
         if self._button is not None and self._bell is not None:
             found = _read(self._bell)
         while can_receive(self._socket):
-            frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            frame = self._socket.recv(zmq.NOBLOCK)
             try:
-                found.extend(self._take_in(frames, slots))
+                found.extend(self._take_in(frame, slots))
             except ProtocolError as error:
                 self.malformed += 1
                 _logger.debug("ignored a malformed answer on the inference stream: %s", error)
@@ -175,21 +175,21 @@ class ServerLine:
     def _give_up_sharing(self) -> None:
         """Nobody hears the server's bell any more: it is gone, or else reached by ZMQ."""
         self.detach()
-        self._shared = False
+        self.may_attach = False
 
-    def _send(self, frames: Sequence[bytes | memoryview]) -> bool:
+    def _send(self, frame: bytes) -> bool:
         try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK)
+            self._socket.send(frame, zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True
 
-    def _take_in(self, frames: list[zmq.Frame], slots: InferenceSlots) -> list[Answer]:
-        message = decode_server_message(frames[0].buffer)
+    def _take_in(self, frame: bytes, slots: InferenceSlots) -> list[Answer]:
+        message, arrays = from_server(frame)
         if isinstance(message, ReplyHead):
-            if len(frames) != 2 or len(frames[1]) != slots.layout.reply.nbytes:
-                raise ProtocolError(f"an answer of {len(frames)} frames, {len(frames[-1])} bytes of arrays")
-            return [Answer(message.id, message.policy_version, message.group, frames[1].buffer)]
+            if len(arrays) != slots.layout.reply.nbytes:
+                raise ProtocolError(f"an answer of {len(arrays)} bytes; expected {slots.layout.reply.nbytes}")
+            return [Answer(message.id, message.policy_version, message.group, arrays)]
         if (handle := slots.handle) is None or message.token != handle.token:
             return []  # of an earlier offer
         if isinstance(message, Refused):

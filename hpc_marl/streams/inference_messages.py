@@ -1,7 +1,7 @@
 """What inference clients and servers say to each other.
 
-Over ZMQ: a msgpack head, then all arrays packed in one frame. On one node, once the client is attached, only numbers
-through two pipes; the arrays lie in the client's slots:
+Over ZMQ: one frame, which begins with all arrays, packed, and ends with a msgpack head and its length. On one node,
+once the client is attached, only numbers through two pipes; the arrays lie in the client's slots:
 
     client -> server   line, group, id, min_policy_version   a request is in this group's slot
     server -> client   id, policy_version, group             its answer is there
@@ -16,7 +16,9 @@ import msgspec
 
 from hpc_marl.base import serialization
 from hpc_marl.base.doorbell import DoorbellHandle
+from hpc_marl.base.serialization import Buffer
 from hpc_marl.base.shared_memory import SharedMemoryHandle
+from hpc_marl.errors import ProtocolError
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -26,20 +28,22 @@ ASK = struct.Struct("=IIqq8x")
 ANSWER = struct.Struct("=qqI12x")
 """id, policy_version, group; 32 bytes."""
 
+_LENGTH = struct.Struct("<I")
+
 
 class RequestHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="request"):
-    """Followed by the packed arrays."""
+    """Behind the packed arrays."""
 
     client: Name
     id: Count
     group: Count
     min_policy_version: int
     layout: bytes
-    """Of the arrays that follow, and of the answer; `InferenceLayout.encoded`."""
+    """Of the arrays, and of the answer; `InferenceLayout.encoded`."""
 
 
 class ReplyHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="reply"):
-    """Followed by the packed arrays."""
+    """Behind the packed arrays."""
 
     id: Count
     group: Count
@@ -77,19 +81,36 @@ ClientMessage = RequestHead | Attach
 ServerMessage = ReplyHead | Attached | Refused
 
 
-def decode_client_message(data: bytes | memoryview) -> ClientMessage:
-    """Return the message in a head frame.
+def to_frame(head: ClientMessage | ServerMessage, arrays: Buffer = b"") -> bytes:
+    """Return a message: arrays, head, length of the head; so the arrays are as aligned as the frame."""
+    encoded = serialization.encode(head)
+    return b"".join((arrays, encoded, _LENGTH.pack(len(encoded))))
+
+
+def from_client(frame: bytes) -> tuple[ClientMessage, memoryview]:
+    """Return head and arrays of a client's message.
 
     Raises:
         ProtocolError: it is not one.
     """
-    return serialization.decode(data, cast("type[ClientMessage]", ClientMessage))
+    head, arrays = _split(frame)
+    return serialization.decode(head, cast("type[ClientMessage]", ClientMessage)), arrays
 
 
-def decode_server_message(data: bytes | memoryview) -> ServerMessage:
-    """Return the message in a head frame.
+def from_server(frame: bytes) -> tuple[ServerMessage, memoryview]:
+    """Return head and arrays of a server's message.
 
     Raises:
         ProtocolError: it is not one.
     """
-    return serialization.decode(data, cast("type[ServerMessage]", ServerMessage))
+    head, arrays = _split(frame)
+    return serialization.decode(head, cast("type[ServerMessage]", ServerMessage)), arrays
+
+
+def _split(frame: bytes) -> tuple[memoryview, memoryview]:
+    end = len(frame) - _LENGTH.size
+    start = end - _LENGTH.unpack_from(frame, end)[0] if end >= 0 else -1
+    if start < 0:
+        raise ProtocolError(f"a message of {len(frame)} bytes, which do not hold what they announce")
+    whole = memoryview(frame)
+    return whole[start:end], whole[:start]

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import zmq
 from numpy.typing import NDArray
 
-from hpc_marl.base import serialization
 from hpc_marl.base.doorbell import Doorbell
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.errors import ProtocolError, StreamError
@@ -24,11 +23,11 @@ from hpc_marl.streams.inference_messages import (
     ASK,
     Attach,
     Attached,
-    ClientMessage,
     Refused,
     ReplyHead,
     RequestHead,
-    decode_client_message,
+    from_client,
+    to_frame,
 )
 from hpc_marl.streams.inference_seats import ClientSeat, attach_seat
 from hpc_marl.streams.links import Transport, aligned
@@ -241,7 +240,7 @@ class InferenceServer:
             answer = Attached(token, self._seat_number(offer), self._bell.handle())
         except StreamError as error:
             answer = Refused(token, str(error))
-        self._send([routing_id, serialization.encode(answer)])
+        self._send(routing_id, to_frame(answer))
 
     def _seat_number(self, offer: Attach) -> int:
         """Return the number of a client's seat; a new one replaces that of other slots."""
@@ -271,7 +270,7 @@ class InferenceServer:
         self._look_at_socket = False
         for _ in range(_MAX_MESSAGES_PER_POLL):
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
             try:
@@ -281,26 +280,26 @@ class InferenceServer:
                 _logger.debug("ignored a malformed message on the inference stream: %s", error)
         self._look_at_socket = True
 
-    def _take_in(self, frames: list[zmq.Frame]) -> None:
-        if len(frames) < 2:
-            raise ProtocolError(f"a request of {len(frames)} frames")
-        message: ClientMessage = decode_client_message(frames[1].buffer)
-        routing_id = frames[0].bytes
+    def _take_in(self, frames: list[bytes]) -> None:
+        if len(frames) != 2:
+            raise ProtocolError(f"a message of {len(frames) - 1} frames; expected one")
+        routing_id, frame = frames
+        message, arrays = from_client(frame)
         if isinstance(message, Attach):
             self._attach(routing_id, message)
             return
         layout = decode_layout(message.layout)
         if layout.reply.nbytes > self._max_bytes:
             raise ProtocolError(f"answers of {layout.reply.nbytes} bytes; at most {self._max_bytes} are sent")
-        if len(frames) != 3 or len(frames[2]) != layout.request.nbytes:
-            raise ProtocolError(f"a request of {len(frames)} frames, {len(frames[-1])} bytes of arrays")
-        self._accept(_by_zmq(message, layout, frames[2].buffer, _ZmqOrigin(self, routing_id)))
+        if len(arrays) != layout.request.nbytes:
+            raise ProtocolError(f"a request of {len(arrays)} bytes; expected {layout.request.nbytes}")
+        self._accept(_by_zmq(message, layout, arrays, _ZmqOrigin(self, routing_id)))
 
-    def _send(self, frames: Sequence[bytes | memoryview]) -> bool:
+    def _send(self, routing_id: bytes, frame: bytes) -> bool:
         """Send without waiting; return False where the client has gone."""
         self._look_at_socket = True
         try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK)
+            self._socket.send_multipart([routing_id, frame], zmq.NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (errno.EHOSTUNREACH, zmq.EAGAIN):
                 raise
@@ -323,8 +322,8 @@ class _ZmqOrigin:
         packed = memoryview(bytearray(request.layout.reply.nbytes))
         for name, view in request.layout.reply.views(packed).items():
             view[...] = arrays[name][place]
-        head = serialization.encode(ReplyHead(request.id, request.group, policy_version))
-        self._failed += not self._server._send([self._routing_id, head, packed])
+        head = ReplyHead(request.id, request.group, policy_version)
+        self._failed += not self._server._send(self._routing_id, to_frame(head, packed))
 
     def flush(self) -> int:
         """Return how many answers could not be sent."""

@@ -9,6 +9,7 @@ import zmq
 from hpc_marl.base import serialization
 from hpc_marl.errors import StreamError
 from hpc_marl.streams.inference import InferenceClient, InferenceServer
+from hpc_marl.streams.inference_messages import RequestHead, to_frame
 from hpc_marl.streams.links import connect
 from tests.unit.streams.conftest import until
 from tests.unit.streams.inference_process import ROOT, actions, arrays, layout
@@ -200,23 +201,27 @@ def test_garbage_is_ignored(new_server, new_client, new_context):
     server, client, context = new_server(), new_client(), new_context()
     socket = connect(context, context.lookup(f"{ROOT}/policy/0"))
     until(lambda: socket.poll(0, zmq.POLLOUT))
-    good = {"type": "request", "client": "c", "id": 1, "group": 0, "min_policy_version": 0}
-    head = serialization.encode({**good, "layout": layout().encoded})
+    size = layout().request.nbytes
+
+    def message(wire, content):
+        head = RequestHead("c", 1, 0, 0, wire if isinstance(wire, bytes) else serialization.encode(wire))
+        return to_frame(head, content)
+
+    good = layout().encoded
     unseen = [[["noise", "<f4", [4, 1]]], [["action", "<f4", [4]]]]
     uneven = [[["observation", "<f4", [4, 1]]], [["action", "<f4", [5]]]]
     texts = [[["observation", "<U4", [4, 1]]], [["action", "<f4", [4]]]]
     large = [[["observation", "<f4", [4, 1]]], [["action", "<f4", [4, 2**31]]]]
-    size = layout().request.nbytes
     garbage = [
         [b""],
-        [b"\x80\x04\x95.", b""],
-        [head],
-        [head, bytes(size), b""],
-        [head, bytes(size - 1)],
-        *(
-            [serialization.encode({**good, "layout": serialization.encode(wire)}), bytes(64)]
-            for wire in (unseen, uneven, texts, large, [])
-        ),
+        [b"abc"],
+        [b"\x80\x04\x95."],
+        [b"\xff" * 64],
+        [message(good, bytes(size)), b""],
+        [message(good, bytes(size - 1))],
+        [message(good, bytes(size + 1))],
+        [serialization.encode(["request"])],
+        *([message(wire, bytes(64))] for wire in (unseen, uneven, texts, large, [])),
     ]
     for frames in garbage:
         socket.send_multipart(frames)

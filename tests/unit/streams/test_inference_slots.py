@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_marl.base.doorbell import DoorbellHandle
-from hpc_marl.base.serialization import encode
 from hpc_marl.base.shared_memory import SharedMemoryHandle
 from hpc_marl.data import EnvSpec
 from hpc_marl.errors import ProtocolError, StreamError
@@ -29,7 +28,7 @@ from hpc_marl.streams.inference import (
     policy_layout,
 )
 from hpc_marl.streams.inference_layout import decode_layout
-from hpc_marl.streams.inference_messages import Attach, decode_client_message, decode_server_message
+from hpc_marl.streams.inference_messages import Attach, from_client, from_server, to_frame
 from tests.unit.streams.conftest import until
 from tests.unit.streams.inference_process import ROOT, actions, arrays, layout
 
@@ -314,12 +313,12 @@ def test_a_policys_layout_has_what_it_reads_and_writes():
 @settings(max_examples=200, deadline=None)
 def test_whatever_comes_is_a_message_or_refused(noise, at, byte):
     handle = SharedMemoryHandle(1, 2, 3, 4, b"5" * 16)
-    offer = bytearray(encode(Attach("c", "host", layout().encoded, 2, handle, DoorbellHandle(1, 2, 3, 4))))
+    offer = bytearray(to_frame(Attach("c", "host", layout().encoded, 2, handle, DoorbellHandle(1, 2, 3, 4))))
     offer[at % len(offer)] = byte
     wire = bytearray(layout().encoded)
     wire[at % len(wire)] = byte
     for data in (noise, bytes(offer), bytes(wire)):
-        for read in (decode_client_message, decode_server_message, decode_layout):
+        for read in (from_client, from_server, decode_layout):
             with contextlib.suppress(ProtocolError):
                 read(data)
 
