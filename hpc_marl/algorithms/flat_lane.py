@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_marl.algorithms.flat_losses import FlatLoss, LossSums, LossWork
-from hpc_marl.algorithms.flat_networks import FlatNetworks, Work, columns_of_chunk
+from hpc_marl.algorithms.flat_networks import COLUMNS_OF_CHUNK, FlatNetworks, Work
 from hpc_marl.algorithms.flat_parameters import Layout, aligned_zeros
 from hpc_marl.algorithms.flat_rows import Chunk, FlatRows
 from hpc_marl.algorithms.work_memory import WorkMemory
@@ -53,7 +53,7 @@ class Lane:
         self._networks = FlatNetworks(spec, parameters, self._memory)
         self._loss = FlatLoss(config, spec, parameters.log_std)
         self._arrays = functools.lru_cache(_KEPT_SIZES)(self._make_arrays)
-        self._rows_of_chunk = max(columns_of_chunk(spec) // spec.env.num_agents, 1)
+        self._rows_of_chunk = max(COLUMNS_OF_CHUNK // spec.env.num_agents, 1)
 
     def evaluate(self, rows: FlatRows, within: slice, value: Array, log_prob: Array | None) -> None:
         """Write values [N, R] and, where there is room for them, log-probabilities of some rows.

@@ -143,7 +143,7 @@ def _means(found: list[Found], last: list[Found]) -> dict[str, float]:
     """Return metrics of all steps, and of the last epoch's (KL by mean of r - 1 - log r); {} where there were none."""
     if not found:
         return {}
-    mean = Found(*(float(np.mean(values)) for values in zip(*found, strict=True)))
+    mean = Found(*np.mean(found, axis=0).tolist())
     metrics = {
         "policy_loss": mean.policy_loss,
         "value_loss": mean.value_loss,
@@ -151,6 +151,6 @@ def _means(found: list[Found], last: list[Found]) -> dict[str, float]:
         "grad_norm": mean.grad_norm,
     }
     if last:
-        metrics["approx_kl"] = float(np.mean([step.kl for step in last]))
-        metrics["clip_fraction"] = float(np.mean([step.clipped for step in last]))
+        of_last = Found(*np.mean(last, axis=0).tolist())
+        metrics |= {"approx_kl": of_last.kl, "clip_fraction": of_last.clipped}
     return metrics
