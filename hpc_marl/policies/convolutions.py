@@ -28,13 +28,14 @@ class Convolutions(nn.ModuleList):
         self.image_shape = spec.env.image_shape
         sizes = conv_sizes(spec.env, spec.policy)
         for index, (before, after) in enumerate(itertools.pairwise(sizes)):
-            layer: nn.Conv2d = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-                nn.Conv2d,
-                before[0],
-                after[0],
-                spec.policy.conv_kernels[index],
-                spec.policy.conv_strides[index],
-            )
+            # nn.utils.skip_init would load sympy, which takes a trainer half a second.
+            with torch.random.fork_rng(devices=()):
+                layer = nn.Conv2d(
+                    before[0],
+                    after[0],
+                    spec.policy.conv_kernels[index],
+                    spec.policy.conv_strides[index],
+                )
             rows = torch.empty(after[0], layer.weight[0].numel())
             nn.init.orthogonal_(rows, math.sqrt(2.0), generator=generator)
             layer.weight.data.copy_(rows.view_as(layer.weight))

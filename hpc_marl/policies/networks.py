@@ -38,7 +38,9 @@ def orthogonal(rows: int, columns: int, gain: float, generator: torch.Generator)
 
 def linear(in_size: int, out_size: int, gain: float, generator: torch.Generator) -> nn.Linear:
     """Return a linear layer of orthogonal weight and zero bias; torch's global random state is left alone."""
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, in_size, out_size)  # type: ignore[no-untyped-call]
+    # nn.utils.skip_init would load sympy, which takes a trainer half a second.
+    with torch.random.fork_rng(devices=()):
+        layer = nn.Linear(in_size, out_size)
     layer.weight.data.copy_(orthogonal(out_size, in_size, gain, generator))
     nn.init.zeros_(layer.bias)
     return layer
