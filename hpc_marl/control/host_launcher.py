@@ -333,7 +333,8 @@ class HostLauncher:
         return [slot.spec for slot in self.slots.values()]
 
     def _place(self, worker_name: str) -> SlotView:
-        return self.slots[self._slot_of.get(worker_name, min(self.slots))]
+        index = self._slot_of.get(worker_name)
+        return self.slots[min(self.slots) if index is None else index]
 
     def _is_heard(self, host: str) -> bool:
         beat = self._panel.heartbeats().get(host)

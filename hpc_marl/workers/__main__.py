@@ -34,7 +34,6 @@ from hpc_marl.workers.child_processes import Inheritance
 from hpc_marl.workers.nursery import Nurseries, start_nurseries
 from hpc_marl.workers.process_identity import die_with_parent, leave
 
-FIRST_HOST = "host/0"
 _log = logging.getLogger("hpc_marl.workers")
 
 
@@ -123,6 +122,7 @@ def _run(
     context = RunContext.open(
         directory, record.run_uuid, interface=record.interface, port_range=record.port_range
     )
+    had_deputy = False
     try:
         server = ZmqServer(
             record.experiment_name,
@@ -145,6 +145,7 @@ def _run(
         try:
             worker.run()
         finally:
+            had_deputy = getattr(worker, "had_deputy", False)
             write_final_word(directory, worker, server, context.incarnation)
             server.close()
         _log.info("%s ends %s", worker_name, worker.status.value)
@@ -155,8 +156,9 @@ def _run(
         context.close()
         if relay is not None:
             relay.close()
-        if worker_name == FIRST_HOST and directory.verdict_file.exists():
-            # The last one of a run that a deputy has ended; nobody needs its keys and names any more.
+        if had_deputy and directory.verdict_file.exists():
+            # The last one of a run that a deputy has ended; nobody needs its keys and names any more. A session sees to
+            # that itself, when it has done with them.
             directory.forget_run(record.run_uuid)
 
 

@@ -84,6 +84,11 @@ class HostWorker(Worker):
         if self._task.job_id:
             signal.signal(signal.SIGUSR2, self._note_notice)
 
+    @property
+    def had_deputy(self) -> bool:
+        """Whether it has started a controller."""
+        return self._deputy is not None
+
     # -- commands ----------------------------------------------------------------------------------------------------
 
     def launch(self, worker_name: str, life: int, num_threads: int, gpus: float) -> None:
