@@ -52,6 +52,7 @@ class Actor:
     def __init__(self, path: Path, config: ActorAssignment, policy: PolicyConfig) -> None:
         self._stack = ExitStack()
         context = RunContext(*TRIAL, MemoryNameResolver(), SocketFactory(create_keyring(path / "auth")))
+        self.context = context
         self._stack.callback(context.close)
         self.spec = policy_spec(config, policy)
         shapes = actor_shapes(self.spec)
