@@ -83,10 +83,13 @@ class ServerLine:
 
     def offer(self, slots: InferenceSlots, every_s: float) -> None:
         """Offer the slots to the server where that has a point, again where it did not answer for `every_s`."""
-        if not self.may_attach or self._button is not None or (handle := slots.handle) is None:
-            return
         now = time.monotonic()
-        if (self._offered_s is not None and now - self._offered_s < every_s) or not can_send(self._socket):
+        if not self.may_attach or self._button is not None or not can_send(self._socket):
+            return
+        if self._offered_s is not None and now - self._offered_s < every_s:
+            return
+        if (handle := slots.handle) is None:
+            self.may_attach = False
             return
         if self._bell is None:
             self._bell = Doorbell()
