@@ -350,7 +350,8 @@ class Driver:
         standing = [(view.status, view.configured, view.incarnation) for view in views]
         if standing != self._standing:
             self._standing, self._changed_s = standing, time.monotonic()
-        if all(view.status is WorkerStatus.RUNNING or not view.is_wanted for view in views):
+        is_training = self.controller.phase is Phase.TRAINING  # an evaluation is short, and has one worker
+        if is_training and all(view.status is WorkerStatus.RUNNING or not view.is_wanted for view in views):
             return max(_STEADY_INTERVAL_S, len(views) / _WORKERS_PER_STEP_S)
         if time.monotonic() - self._changed_s < _EAGER_TIME_S:
             return max(_EAGER_INTERVAL_S, min(step_s / _EAGER_SHARE, _STEADY_INTERVAL_S))

@@ -126,6 +126,8 @@ class TrainerWorker(Worker):
             self._keep_promise()
         if self._gang.is_over and self._config.rank and self._receiver is not None:
             self._report_ledger()
+        if self._status is WorkerStatus.COMPLETED and self._receiver is not None:
+            self._receiver.poll(0.0)  # actors that leave wait for a farewell
 
     def _keep_promise(self) -> None:
         if self._chosen:
