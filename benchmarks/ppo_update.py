@@ -7,9 +7,9 @@
 
 Actor and critic of 64 x 64 tanh on observations of CartPole's size, two actions, all on one thread. Times are CPU time
 of the process; with --threads they are wall times on as many threads, for which as many cores must be free. A minibatch
-update is one epoch's time divided by its minibatches, so it includes shuffling and gathering; a whole update also
-evaluates the critic, estimates advantages, and normalises. Repeats are interleaved, ratios are taken within a repeat,
-then their median. About a minute:
+update is the time of four epochs divided by their minibatches, so it includes shuffling and gathering; a whole update
+also evaluates the critic, estimates advantages, and normalises. Repeats are interleaved, ratios are taken within a
+repeat, then their median. About a minute:
 
     python benchmarks/ppo_update.py [--quick] [--repeats N] [--threads N]
 
@@ -48,6 +48,7 @@ COMMON, AUTOGRAD, BY_HAND, LIMIT = (
     "matrix products",
 )
 GOALS = {256: 0.4, 1024: 0.6}
+_EPOCHS = 4
 _ENV = EnvSpec(observation_size=4, num_actions=2)
 _SPEC = PolicySpec(env=_ENV, policy=PolicyConfig())
 _STEPS = {AUTOGRAD: AutogradSteps, BY_HAND: FlatSteps}
@@ -69,8 +70,8 @@ def make_batch(num_steps: int, num_envs: int) -> SampleBatch:
 
 
 def minibatch_ways(size: int, num_minibatches: int, num_threads: int = 1) -> Ways:
-    """Return ways to do one epoch of `num_minibatches` of `size` rows; the limit is one thread's."""
-    config = PPOConfig(num_epochs=1, num_minibatches=num_minibatches, anneal_learning_rate=False)
+    """Return ways to do four epochs of `num_minibatches` of `size` rows; the limit is one thread's."""
+    config = PPOConfig(num_epochs=_EPOCHS, num_minibatches=num_minibatches, anneal_learning_rate=False)
     batch = make_batch(size // 8, 8 * num_minibatches)
     rng = np.random.default_rng(1)
     alive = batch.alive[:-1].astype(np.float32)
@@ -83,7 +84,7 @@ def minibatch_ways(size: int, num_minibatches: int, num_threads: int = 1) -> Way
     products = MatrixProducts(size, _ENV.observation_size, _ENV.num_actions)
 
     def bare() -> None:
-        for _ in range(num_minibatches):
+        for _ in range(_EPOCHS * num_minibatches):
             products.run()
 
     ways: Ways = {COMMON: lambda: common.fit(observation, action, *rows)}
@@ -108,7 +109,9 @@ def _checked(metrics: dict[str, float]) -> None:
 
 def update_ways(num_steps: int, num_envs: int, size: int, num_threads: int = 1) -> Ways:
     """Return ways to do one whole update of [T, E] and four epochs of minibatches of `size`."""
-    config = PPOConfig(num_epochs=4, num_minibatches=num_steps * num_envs // size, value_normalization="none")
+    config = PPOConfig(
+        num_epochs=_EPOCHS, num_minibatches=num_steps * num_envs // size, value_normalization="none"
+    )
     batch = make_batch(num_steps, num_envs)
     common = CommonPPO(config, _ENV.observation_size, _ENV.num_actions)
     ways: Ways = {COMMON: lambda: common.update(batch)}
@@ -170,13 +173,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     repeats, seconds = (2, 0.01) if options.quick else (options.repeats, 0.15)
     for size in (256, 1024, 4096):
         print(f"minibatches of {size} ...", file=sys.stderr)
-        found = timed_us(minibatch_ways(size, 4, options.threads), repeats, 4, seconds, clock)
+        found = timed_us(minibatch_ways(size, 4, options.threads), repeats, 4 * _EPOCHS, seconds, clock)
         print(f"\nUpdate by one minibatch of {size}, {unit}\n\n{table(found, GOALS.get(size))}")
     for num_steps, num_envs, size in ((64, 32, 256), (64, 32, 1024), (128, 1024, 32768)):
         if options.quick and num_envs > 32:
             continue
         print(f"updates of [{num_steps} x {num_envs}] ...", file=sys.stderr)
-        ways, samples = update_ways(num_steps, num_envs, size, options.threads), 4 * num_steps * num_envs
+        ways, samples = (
+            update_ways(num_steps, num_envs, size, options.threads),
+            _EPOCHS * num_steps * num_envs,
+        )
         found = timed_us(ways, min(repeats, 5), samples, seconds, clock)
         title = (
             f"Whole update, [{num_steps} x {num_envs}] in minibatches of {size}, {unit} per sample and epoch"
