@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,10 @@ def serve(kind: str, keys: Path) -> None:
     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if kind == PIPE:
         pipe: Any = multiprocessing.connection.Connection(one.detach())
-        while True:
-            pipe.send(pipe.recv()["data"])
+        with suppress(EOFError, ConnectionResetError):
+            while True:
+                pipe.send(pipe.recv()["data"])
+        return
     while data := one.recv(1 << 20):
         one.sendall(data)
 
