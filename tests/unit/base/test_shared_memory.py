@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from hpc_marl.base.shared_memory import SharedMemory, SharedMemoryHandle
+from hpc_marl.base.shared_memory import SharedMemory, SharedMemoryHandle, fence
 from hpc_marl.errors import StreamError
 
 CREATOR = """
@@ -140,3 +140,39 @@ def test_impossible_sizes_are_stream_errors():
     for size in (0, -1, 2**63):
         with pytest.raises(StreamError):
             SharedMemory.create(size, "x")
+
+
+WAITER = """
+import sys, msgspec
+from hpc_marl.base.shared_memory import SharedMemory, SharedMemoryHandle, fence
+handle = msgspec.msgpack.decode(bytes.fromhex(sys.argv[1]), type=SharedMemoryHandle)
+words = SharedMemory.attach(handle).buffer.cast("Q")
+torn = 0
+for turn in range(1, int(sys.argv[2]) + 1):
+    while words[0] != turn:
+        pass
+    fence()
+    torn += any(word != turn for word in words[1:8])
+    fence()
+    words[8] = turn
+print(torn)
+"""
+
+
+def test_what_was_written_before_a_fence_is_there_before_what_is_written_after():
+    num_turns = 500
+    with SharedMemory.create(128, "test") as memory:
+        words = memory.buffer.cast("Q")
+        arguments = [msgspec.msgpack.encode(memory.handle()).hex(), str(num_turns)]
+        with subprocess.Popen(
+            [sys.executable, "-c", WAITER, *arguments], stdout=subprocess.PIPE, text=True
+        ) as waiter:
+            for turn in range(1, num_turns + 1):
+                for index in range(1, 8):
+                    words[index] = turn
+                fence()
+                words[0] = turn
+                while words[8] != turn:
+                    assert waiter.poll() is None
+            assert waiter.stdout.read() == "0\n"
+        words.release()

@@ -11,7 +11,7 @@ import pytest
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.data import EnvSpec, SampleLayout
 from hpc_marl.errors import NameResolveError, StreamError
-from hpc_marl.streams import frames, sample_messages, sample_peer, sample_sender
+from hpc_marl.streams import frames, sample_answers, sample_messages, sample_peer, sample_sender
 from hpc_marl.streams.ledger import LOST, Ledger
 from hpc_marl.streams.sample_lane import SampleLane
 from hpc_marl.streams.sample_messages import Commit
@@ -133,6 +133,30 @@ def test_nothing_is_acquired_without_credit(new_receiver, new_sender):
     receiver.consume([second])
     assert receiver.ledger.balance().dropped == {"stale": 1}
     assert sender.statistics().refused_acquires == 4
+
+
+@only_zmq
+def test_releases_go_together_but_none_waits_for_long(new_receiver, new_sender, monkeypatch):
+    monkeypatch.setattr(sample_answers, "PATIENCE_S", 1e9)
+    receiver, sender = new_receiver(), new_sender(num_slots=4)
+    connect(sender, receiver, granted=4)
+    for _ in range(4):
+        send(sender)
+    batches = receive(receiver, sender, 4)
+    sent = []
+    monkeypatch.setattr(receiver._answers, "send", lambda _, message: sent.append(message.released))
+    receiver.consume(batches[:1])
+    receiver.poll()
+    assert sent == []
+    receiver.consume(batches[1:2])  # half of what was granted
+    assert sent == [[0, 1]]
+    receiver.consume(batches[2:3])
+    receiver.poll(0.001)  # nobody is kept waiting by a receiver that has nothing to do
+    assert sent == [[0, 1], [2]]
+    monkeypatch.setattr(sample_answers, "PATIENCE_S", 0.0)
+    receiver.consume(batches[3:])
+    receiver.poll()
+    assert sent == [[0, 1], [2], [3]]
 
 
 def test_abandoned_batches_were_never_produced(new_receiver, new_sender):
