@@ -205,12 +205,7 @@ class RpcChannel:
         if not pending.sent or self._monitor.lost or left_ms < _SOON_MS or len(self._pending) > 1:
             return
         try:
-            frames = [
-                self._socket.recv(),
-                self._socket.recv(),
-            ]  # a reply has two; frames of one message come at once
-            while self._socket.get(_RCVMORE):
-                frames.append(self._socket.recv())
+            frames = [self._socket.recv(), self._socket.recv()]  # those of one message come at once
         except zmq.Again:
             return
         self._take_frames(frames)

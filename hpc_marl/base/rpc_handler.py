@@ -26,7 +26,10 @@ from hpc_marl.errors import ProtocolError
 _MAX_REQUESTS_PER_TURN = 1000
 # As plain integers: libzmq's constants are enums, with which every operation takes a microsecond.
 _EVENTS, _POLLIN, _RCVTIMEO, _RCVMORE = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.RCVTIMEO), int(zmq.RCVMORE)
-_NOT_AT_ONCE_S = 0.001  # whoever waited for a request for longer did not find it in the queue
+_LINGER_MS = (
+    1  # whoever has time to wait does so a moment after an answer too: one call often follows another
+)
+_ASK_AGAIN_S = 0.01  # how well it must be known since when requests may be queued
 
 
 class ReplyCache:
@@ -127,51 +130,57 @@ class RequestHandler:
             waited_s: how long it may have waited here, at most. A call that may have ended meanwhile is not
                 run; if it has not ended, its client sends it again at once.
         """
+        reply, executed = self.answer(payload, waited_s)
+        if executed is not None:
+            self.remember(executed, reply)
+        return reply
+
+    def answer(self, payload: Buffer, waited_s: float) -> tuple[bytes, Request | None]:
+        """Do as `handle`, but leave it to the caller to `remember` the reply, if a request is returned with it."""
         try:
             request = decode_request(payload)
         except ProtocolError as error:
-            return error_reply(None, "protocol", f"request refused: {error}")
-        if request.incarnation not in ("", self.incarnation):
-            return error_reply(
-                request,
-                "stale_peer",
-                f"incarnation {request.incarnation} is no more, this is {self.incarnation}; look it up again",
+            return error_reply(None, "protocol", f"request refused: {error}"), None
+        if request.incarnation and request.incarnation != self.incarnation:
+            message = (
+                f"incarnation {request.incarnation} is no more, this is {self.incarnation}; look it up again"
             )
+            return error_reply(request, "stale_peer", message), None
         known = self._replies.get(request.client, request.counter)
         if known is not None:
-            return known
+            return known, None
         if self._replies.is_forgotten(request.client, request.counter):
-            return error_reply(
-                request,
-                "forgotten",
-                f"the reply to this {request.command!r} is not kept any more; not run again",
-            )
+            message = f"the reply to this {request.command!r} is not kept any more; not run again"
+            return error_reply(request, "forgotten", message), None
         if request.deadline_ms_left <= 1000 * waited_s:
-            return error_reply(request, "ask_again", f"{request.command!r} waited {waited_s:.3g} s; not run")
+            message = f"{request.command!r} waited {waited_s:.3g} s; not run"
+            return error_reply(request, "ask_again", message), None
         return self._execute(request)
 
-    def _execute(self, request: Request) -> bytes:
+    def remember(self, request: Request, reply: bytes) -> None:
+        """Keep the reply to a request that was executed: a retry gets it, and runs nothing."""
+        self._replies.put(request.client, request.counter, reply)
+
+    def _execute(self, request: Request) -> tuple[bytes, Request | None]:
         handler = self._handlers.get(request.command)
         if handler is None:
             known = ", ".join(self.commands) or "none"
             return error_reply(
                 request, "unknown_command", f"unknown command {request.command!r}; known: {known}"
-            )
+            ), None
         try:
             kwargs = decode_kwargs(request)
             handler.check(kwargs)
         except (ProtocolError, TypeError) as error:
-            return error_reply(request, "bad_request", f"{request.command}{handler.text}: {error}")
+            return error_reply(request, "bad_request", f"{request.command}{handler.text}: {error}"), None
         reply = b""
         try:
             reply = self._run(request, handler.run, kwargs)
         finally:
-            # Interrupted: the call is answered, and a retry must not run it again.
-            reply = reply or error_reply(
-                request, "remote_error", f"{request.command!r} was interrupted", "Interrupted"
-            )
-            self._replies.put(request.client, request.counter, reply)
-        return reply
+            if not reply:  # interrupted: the call is answered, and a retry must not run it again
+                interrupted = f"{request.command!r} was interrupted"
+                self.remember(request, error_reply(request, "remote_error", interrupted, "Interrupted"))
+        return reply, request
 
     def _run(self, request: Request, function: Callable[..., Any], kwargs: dict[str, Any]) -> bytes:
         try:
@@ -228,33 +237,46 @@ def serve_requests(
         timeout_s: how long to wait for the first one if nothing is queued.
     """
     limit = _MAX_REQUESTS_PER_TURN if max_count is None else max_count
-    wait_ms = int(timeout_s * 1000)
-    num_answered = 0
-    while num_answered < limit:
-        if (num_answered or wait_ms <= 0) and not int(socket.get(_EVENTS)) & _POLLIN:
-            handler.queue_was_empty_at = time.monotonic()
-            break
+    wait_ms = max(int(timeout_s * 1000), 0)
+    if not int(socket.get(_EVENTS)) & _POLLIN:
+        handler.queue_was_empty_at = time.monotonic()
+        if not wait_ms:
+            return 0
+    socket.set(_RCVTIMEO, wait_ms)
+    for num_answered in range(limit):
         # Waiting inside `recv` saves what `poll` costs between a request's arrival and its answer.
-        asked_at = time.monotonic()
-        payload = _receive(socket, wait_ms)
-        if payload is None or time.monotonic() - asked_at > _NOT_AT_ONCE_S:
-            handler.queue_was_empty_at = asked_at
+        payload = _receive(socket)
+        now = time.monotonic()
         if payload is None:
-            break
-        reply = None
-        try:
-            reply = handler.handle(payload, time.monotonic() - handler.queue_was_empty_at)
-        finally:
-            # A REP socket that was left unanswered would be stuck, so an interrupt is answered too.
-            socket.send(handler.handle(payload) if reply is None else reply)
-        num_answered += 1
-    return num_answered
+            handler.queue_was_empty_at = now
+            return num_answered
+        _answer(socket, handler, payload, now - handler.queue_was_empty_at)
+        if num_answered == 0:
+            socket.set(_RCVTIMEO, min(wait_ms, _LINGER_MS))
+        is_unsure = not wait_ms or now - handler.queue_was_empty_at > _ASK_AGAIN_S
+        if is_unsure and not int(socket.get(_EVENTS)) & _POLLIN:
+            handler.queue_was_empty_at = time.monotonic()
+            if not wait_ms:
+                return num_answered + 1
+    return limit
 
 
-def _receive(socket: zmq.Socket[bytes], wait_ms: int) -> bytes | None:
-    """Return the next request, b"" for one of several frames; None where there is none within the time."""
+def _answer(socket: zmq.Socket[bytes], handler: RequestHandler, payload: bytes, waited_s: float) -> None:
+    reply = executed = None
     try:
-        socket.set(_RCVTIMEO, max(wait_ms, 0))
+        reply, executed = handler.answer(payload, waited_s)
+    finally:
+        # A REP socket that was left unanswered would be stuck, so an interrupt is answered too.
+        try:
+            socket.send(handler.handle(payload) if reply is None else reply)
+        finally:
+            if executed is not None and reply is not None:  # while the answer is on its way
+                handler.remember(executed, reply)
+
+
+def _receive(socket: zmq.Socket[bytes]) -> bytes | None:
+    """Return the next request, b"" for one of several frames; None where none comes in time."""
+    try:
         payload = socket.recv()
     except zmq.Again:
         return None
