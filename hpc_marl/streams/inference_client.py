@@ -172,6 +172,19 @@ class InferenceClient:
         self._forget(group)
         return InferenceReply(self._slots.replies[group], opened.policy_version)
 
+    def take(self, group: int) -> InferenceReply | None:
+        """Return the answer to the group's open request if `wait` has heard of it: `collect` without a system call.
+
+        Raises:
+            KeyError: the group has no open request.
+        """
+        opened = self._open[group]
+        if group not in self._ready:
+            self._keep_up()
+            return None
+        self._forget(group)
+        return InferenceReply(self._slots.replies[group], opened.policy_version)
+
     def statistics(self) -> ClientStatistics:
         """Return counters."""
         line = self._line

@@ -81,7 +81,7 @@ class Acting(ABC):
 
     @abstractmethod
     def collect(self, group: int) -> ActResult | None:
-        """Return the group's answer, None where it is not there yet; never waits."""
+        """Return the group's answer, None where `wait` has not heard of it yet."""
 
     def close(self) -> None:
         """Close the streams."""
@@ -154,8 +154,8 @@ class RemoteActing(Acting):
         self._running().wait(timeout_s)
 
     def collect(self, group: int) -> ActResult | None:
-        """Return the answer once it is there; valid until the next call."""
-        reply = self._running().collect(group)
+        """Return the answer once `wait` has heard of it; valid until the next call."""
+        reply = self._running().take(group)
         if reply is None:
             return None
         arrays = reply.arrays

@@ -118,6 +118,7 @@ class ActorWorker(Worker):
         stepped = committed = 0
         time_use = self._time_use
         time_use.begin("write")
+        acting.wait(0.0)
         for group in self._groups:
             if group.waiting:
                 if (answer := acting.collect(group.index)) is None:

@@ -121,10 +121,11 @@ def test_one_bell_tells_of_all_answers_and_wait_returns_at_the_first(new_server,
     requests = server.take(1000)
     joined = RequestJoiner().join(requests)
     server.reply(requests[:1], actions(joined["observation"][:4]), 1)
+    assert client.take(0) is None  # nothing has been heard yet
     assert client.wait(5.0) and client.collect(1) is None
     server.reply(requests[1:], actions(joined["observation"][4:]), 2)
     for group in range(3):
-        reply = client.collect(group, 5.0)
+        reply = client.collect(group, 5.0) if group else client.take(group)
         assert (reply.arrays["action"] == 3 * group).all() and reply.policy_version == 1 + (group > 0)
     assert not client.wait(0.0)
 
