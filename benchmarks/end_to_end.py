@@ -88,7 +88,7 @@ def measure_task(task: Task, options: argparse.Namespace, seed: int) -> dict[str
 def measure_peer(peer: Peer, task: Task, options: argparse.Namespace, seed: int) -> Outcome:
     """Let a peer train until it holds the score, or its time is over."""
     max_s = min(task.peer_max_s, _QUICK_MAX_S) if options.quick else task.peer_max_s
-    watched = run_peer(peer, seed, task.goal, min(8.0, max_s), max_s)
+    watched = run_peer(peer, seed, task.goal, max_s if task.goal is None else min(8.0, max_s), max_s)
     try:
         return watched.outcome(task.goal)
     except ValueError as error:

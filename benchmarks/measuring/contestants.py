@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpc_marl.composing.compose import compose_experiment
 from hpc_marl.config import ExperimentConfig
-from hpc_marl.errors import ConfigError
 from measuring.peers import Peer
 
 CARTPOLE_GOAL = 475.0
@@ -25,15 +23,17 @@ class Task:
         experiment: of conf/experiment.
         env_steps: of the training whose rate is measured; --quick takes a quarter.
         peers: who else trains it, given our settings.
+        needs: packages without which there is no environment.
         modes: of our training; the first is the experiment's own.
         goal: mean return of the last 100 training episodes that is timed; None: only rates are measured.
-        peer_max_s: peers that have not held the goal so long after their first step are stopped.
+        peer_max_s: so long after their first step peers are stopped, where they have not held the goal before.
     """
 
     title: str
     experiment: str
     env_steps: int
     peers: Callable[[ExperimentConfig], Sequence[Peer]]
+    needs: tuple[str, ...] = ()
     modes: tuple[str, ...] = ("sync", "async")
     goal: float | None = None
     peer_max_s: float = 20.0
@@ -50,13 +50,18 @@ def cartpole_peers(config: ExperimentConfig) -> list[Peer]:
         },
     }
     del zoo["minibatches"]
-    rllib = {"num_cpus": 2, "num_env_runners": 1, "num_envs_per_env_runner": 8, "training": {}}
+    rllib = {"num_cpus": 2, "num_env_runners": 1, "num_envs_per_env_runner": 16}
+    rllib["training"] = {"lr": 0.001, "minibatch_size": 512}
     return [
         Peer("CleanRL ppo.py, its defaults", "cleanrl", {"arguments": []}),
         Peer("stable-baselines3 PPO, RL Zoo's settings", "stable_baselines3", zoo),
         Peer("stable-baselines3 PPO, our settings", "stable_baselines3", stable_baselines3_settings(config)),
-        Peer("Sample Factory APPO, its example", "sample_factory", {"arguments": []}),
-        Peer("RLlib PPO, its example", "rllib", rllib),
+        Peer(
+            "Sample Factory APPO, its example, learning rate 1e-3",
+            "sample_factory",
+            {"arguments": ["--learning_rate=0.001"]},
+        ),
+        Peer("RLlib PPO, its example, learning rate 1e-3, minibatches of 512", "rllib", rllib),
     ]
 
 
@@ -105,30 +110,23 @@ def nobody(config: ExperimentConfig) -> list[Peer]:
 
 TASKS = {
     "cartpole": Task(
-        *("CartPole-v1, PPO", "cartpole_ppo", 1_000_000, cartpole_peers),
-        **{"goal": CARTPOLE_GOAL, "peer_max_s": 90.0},
+        *("CartPole-v1, PPO", "cartpole_ppo", 1_000_000, cartpole_peers), goal=CARTPOLE_GOAL, peer_max_s=90.0
     ),
     "cartpole_vector": Task("CartPole-v1 natively vectorised, PPO", "cartpole_vector_ppo", 2_000_000, nobody),
     "lbf": Task("LBF 8x8-2p-3f, MAPPO", "lbf_mappo", 200_000, lbf_peers),
-    "spread": Task("MPE simple_spread, MAPPO", "mpe_spread_mappo", 60_000, spread_peers),
-    "rware": Task("RWARE tiny-2ag, MAPPO", "rware_mappo", 80_000, rware_peers),
-    "balance": Task("VMAS balance, 600 environments, MAPPO", "vmas_balance_mappo", 600_000, balance_peers),
-    "pong": Task("Pong, PPO", "pong_ppo", 40_000, nobody),
+    "spread": Task("MPE simple_spread, MAPPO", "mpe_spread_mappo", 60_000, spread_peers, ("mpe2",)),
+    "rware": Task("RWARE tiny-2ag, MAPPO", "rware_mappo", 80_000, rware_peers, ("rware",), peer_max_s=45.0),
+    "balance": Task(
+        *("VMAS balance, 600 environments, MAPPO", "vmas_balance_mappo", 360_000, balance_peers, ("vmas",)),
+        peer_max_s=45.0,
+    ),
+    "pong": Task("Pong, PPO", "pong_ppo", 40_000, nobody, ("ale_py",)),
 }
 
 
 def runnable_tasks() -> list[str]:
     """Return the tasks whose environment is installed."""
-    return [name for name, task in TASKS.items() if _is_runnable(task)]
-
-
-def _is_runnable(task: Task) -> bool:
-    try:
-        env = compose_experiment([f"experiment={task.experiment}"]).env
-    except ConfigError:
-        return False
-    packages = [path.partition(".")[0] for path in (env.make["_target_"], *env.imports)]
-    return all(importlib.util.find_spec(package) for package in packages)
+    return [name for name, task in TASKS.items() if all(map(importlib.util.find_spec, task.needs))]
 
 
 def stable_baselines3_settings(config: ExperimentConfig) -> dict[str, Any]:

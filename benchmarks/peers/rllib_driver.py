@@ -39,7 +39,7 @@ def main() -> None:
             num_env_runners=settings["num_env_runners"],
             num_envs_per_env_runner=settings["num_envs_per_env_runner"],
         )
-        .training(lr=0.0003, num_epochs=6, vf_loss_coeff=0.01, **settings["training"])
+        .training(**{"lr": 0.0003, "num_epochs": 6, "vf_loss_coeff": 0.01, **settings["training"]})
         .rl_module(
             model_config=DefaultModelConfig(
                 fcnet_hiddens=[64, 64], fcnet_activation="tanh", vf_share_layers=True
