@@ -45,9 +45,12 @@ def _described(spec: EnvSpec) -> str:
     actions = (
         f"{spec.action_size} continuous actions" if spec.is_continuous else f"{spec.num_actions} actions"
     )
+    seen = f"observation_size {spec.observation_size}"
+    if spec.has_images:
+        seen = f"images of {'x'.join(map(str, spec.image_shape))} pixels"
     parts = [
         f"{spec.num_agents} agents ({', '.join(spec.agent_names)})" if spec.num_agents > 1 else "1 agent",
-        f"observation_size {spec.observation_size}",
+        seen,
         f"state_size {spec.state_size}" if spec.state_size else "no global state",
         actions + (" with masks" if spec.has_action_mask else ""),
         f"episodes of at most {spec.episode_limit} env_steps" if spec.episode_limit else "no episode limit",
