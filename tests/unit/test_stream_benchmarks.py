@@ -64,8 +64,8 @@ def test_a_batch_is_measured(samples: Any, tmp_path: Path, name: str) -> None:
 
 def test_parameters_are_measured(parameters: Any, tmp_path: Path) -> None:
     assert parameters.measure_many(tmp_path, 10**6, 2) > 0
-    times = parameters.measure_stopped(tmp_path, 10**5, 3)
-    assert len(times) == 3 and np.all(np.array(times) > 0)
+    times, copies = parameters.measure_stopped(tmp_path, 10**5, 3)
+    assert len(times) == len(copies) == 3 and np.all(np.array([times, copies]) > 0)
 
 
 def test_a_line_is_judged_or_not(parameters: Any) -> None:
