@@ -26,9 +26,9 @@ from hpc_marl.errors import ProtocolError
 _MAX_REQUESTS_PER_TURN = 1000
 # As plain integers: libzmq's constants are enums, with which every operation takes a microsecond.
 _EVENTS, _POLLIN, _RCVTIMEO, _RCVMORE = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.RCVTIMEO), int(zmq.RCVMORE)
-_LINGER_MS = (
-    1  # whoever has time to wait does so a moment after an answer too: one call often follows another
-)
+# Whoever has time to wait does so a moment after an answer too: one call often follows another. A shorter moment costs
+# more, because the kernel then sets a timer for every wait.
+_LINGER_MS = 5
 _ASK_AGAIN_S = 0.01  # how well it must be known since when requests may be queued
 
 
