@@ -155,6 +155,15 @@ def test_networks_and_observations_that_do_not_fit_are_refused():
         EnvSpec(observation_size=5, image_shape=(2, 12, 12), num_actions=3)
 
 
+def test_images_stay_bytes_until_they_are_convolved():
+    spec = make_spec(critic="central")
+    images = torch.from_numpy(make_images(spec, 5))
+    absent = torch.tensor([[False, True]]).expand(5, 2)
+    inputs = ActorCritic(spec).inputs(images, absent=absent)
+    assert inputs.own.dtype == torch.uint8 and inputs.state is None
+    assert not inputs.own[:, 1].any() and torch.equal(inputs.own[:, 0], images[:, 0])
+
+
 def test_images_are_stored_as_bytes():
     spec = make_spec().env
     floats = EnvSpec(agent_names=spec.agent_names, observation_size=288, num_actions=3)
@@ -163,8 +172,11 @@ def test_images_are_stored_as_bytes():
     assert 3 * SampleLayout(spec, 40, 3).nbytes < SampleLayout(floats, 40, 3).nbytes
 
 
-@pytest.mark.parametrize(("num_agents", "recurrent", "critic"), [(1, "none", "local"), (2, "gru", "central")])
-def test_the_bright_side_is_learned(num_agents, recurrent, critic):
+@pytest.mark.parametrize(
+    ("num_agents", "recurrent", "critic", "mode"),
+    [(1, "none", "local", "sync"), (2, "gru", "central", "async")],
+)
+def test_the_bright_side_is_learned(num_agents, recurrent, critic, mode):
     env = LoopedEnv([BrightSide(num_agents) for _ in range(16)])
     policy = PolicyConfig(
         conv_channels=(8, 8), conv_kernels=(4, 3), conv_strides=(2, 2), hidden_sizes=(32,),
@@ -174,12 +186,12 @@ def test_the_bright_side_is_learned(num_agents, recurrent, critic):
         critic=critic, rollout_length=32, num_epochs=4, num_minibatches=4, learning_rate=3e-3, discount=0.5
     )
     spec = PolicySpec(env=env.spec, policy=policy, critic=critic)
-    learner, actor = PPO(config, spec, total_env_steps=100_000, seed=1), make_actor(spec)
+    learner, actor = PPO(config, spec, total_env_steps=100_000, mode=mode, seed=1), make_actor(spec)
     chunk = config.memory_chunk_length if spec.memory_size else 1
     rollout = GroupRollout(env, EnvConfig(), (1,), spec.memory_size, chunk)
     batch = SampleLayout(env.spec, 32, 16, spec.memory_size, chunk).allocate()
     shares = []
-    for update in range(25):
+    for update in range(18):
         actor.load(learner.actor_weights(), update)
         rollout.begin(batch)
         while not rollout.is_full:
