@@ -15,6 +15,7 @@ from typing import NamedTuple
 import zmq
 
 from hpc_marl.base.doorbell import Doorbell, DoorbellButton
+from hpc_marl.base.eager_poll import EagerPoll
 from hpc_marl.base.network import host_identity
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.service_records import ServiceRecord
@@ -70,7 +71,7 @@ class ServerLine:
         self.is_attached = False
         """Whether the server reads the slots."""
         self._number = 0
-        self._poll = select.poll()
+        self._poll = EagerPoll()
         self._zmq_poll = zmq.Poller()
         self._zmq_poll.register(self._socket, zmq.POLLIN)
         self.malformed = 0
@@ -168,7 +169,7 @@ class ServerLine:
         assert self._bell is not None and self._button is not None
         found: list[Answer] = []
         bell = self._bell
-        for fd, _ in self._poll.poll(math.ceil(1000 * timeout_s)):
+        for fd, _ in self._poll.poll(timeout_s):
             if fd == bell.fileno():
                 found = _read(bell)
             else:
@@ -210,7 +211,7 @@ class ServerLine:
             self._give_up_sharing()
             return
         self._number, self.is_attached = attached.line, True
-        self._poll = select.poll()
+        self._poll = EagerPoll()
         self._poll.register(bell.fileno(), select.POLLIN)
         self._poll.register(self._button.fileno(), 0)  # tells of errors only
 

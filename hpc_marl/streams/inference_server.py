@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
-import math
 import select
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ import zmq
 from numpy.typing import NDArray
 
 from hpc_marl.base.doorbell import Doorbell
+from hpc_marl.base.eager_poll import EagerPoll
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.errors import ProtocolError, StreamError
 from hpc_marl.streams.inference_layout import InferenceLayout, decode_layout
@@ -106,7 +106,7 @@ class InferenceServer:
         self._socket = bound.socket
         self._max_bytes = max_message_bytes
         self._bell = Doorbell() if transport == "auto" else None
-        self._poll = select.poll()
+        self._poll = EagerPoll()
         self._poll.register(int(self._socket.getsockopt(zmq.FD)), select.POLLIN)
         if self._bell is not None:
             self._poll.register(self._bell.fileno(), select.POLLIN)
@@ -132,7 +132,7 @@ class InferenceServer:
             self._receive()
         wait_s = timeout_s if self._received == before else 0.0
         bell = -1 if self._bell is None else self._bell.fileno()
-        for fd, _ in self._poll.poll(math.ceil(1000 * wait_s)):
+        for fd, _ in self._poll.poll(wait_s):
             if fd == bell:
                 self._listen()
             else:
