@@ -4,10 +4,10 @@
     one more process drives them as a session does; its CPU time and memory are read from outside, its calls are counted
     where they are begun, its file operations by the interpreter's audit events (open, list, link, rename, remove)
 
-    python benchmarks/controller_footprint.py [--workers 10 100 1000] [--seconds 30] [--quick]
+    python benchmarks/controller_footprint.py [--workers 10 100 1000] [--seconds 20] [--quick]
 
 The limits to compare with: 1 % of a core and 200 MB, whatever the number of workers. Measured once the connections that
-are not needed any more have been given up, which a controller does a minute after its last call.
+are not needed any more have been given up, which a controller does 20 s after its last call.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ HEADER = (
     "all running after",
 )
 HOSTS_PER_PROCESS = 25
-SETTLE_S = 70.0
+SETTLE_S = 25.0
 FILE_EVENTS = frozenset(
     {
         "open",
@@ -266,7 +266,7 @@ def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workers", type=int, nargs="+", default=[10, 100, 1000])
-    parser.add_argument("--seconds", type=float, default=30.0, help="of watching that are measured")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of watching that are measured")
     parser.add_argument("--quick", action="store_true", help="ten workers, a few seconds")
     parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--play", type=int, nargs="+", help=argparse.SUPPRESS)

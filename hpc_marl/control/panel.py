@@ -43,7 +43,7 @@ from hpc_marl.errors import (
 _logger = logging.getLogger(__name__)
 _LOOK_AGAIN_S = 0.05
 # Keeping a connection alive costs both ends a message every few seconds, for ever; making it anew, a few milliseconds.
-_REST_AFTER_S = 60.0
+_REST_AFTER_S = 20.0
 # The worker itself said these, so it is not a replaced one.
 _ANSWERS = (RemoteError, UnknownCommandError, BadRequestError, ProtocolError)
 

@@ -199,13 +199,21 @@ def transition(status: WorkerStatus, event: Event) -> Transition:
     return found
 
 
+_HEARTBEAT_EVENTS = {
+    status: Event(f"heartbeat {status.value}") for status in WorkerStatus if status not in (_LOST, _UNKNOWN)
+}
+
+
 def heartbeat_event(status: WorkerStatus) -> Event:
     """Return the event of a heartbeat that carries `status`.
 
     Raises:
         ValueError: no worker says LOST or UNKNOWN of itself.
     """
-    return Event(f"heartbeat {status.value}")
+    event = _HEARTBEAT_EVENTS.get(status)
+    if event is None:
+        raise ValueError(f"no worker says {status.value} of itself")
+    return event
 
 
 _EXIT_CODES = {_COMPLETED: 0, _ERROR: 1, _INTERRUPTED: 75}  # 75 is EX_TEMPFAIL of sysexits.h: run it again
