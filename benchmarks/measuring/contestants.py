@@ -112,7 +112,10 @@ TASKS = {
     "cartpole": Task(
         *("CartPole-v1, PPO", "cartpole_ppo", 1_000_000, cartpole_peers), goal=CARTPOLE_GOAL, peer_max_s=90.0
     ),
-    "cartpole_vector": Task("CartPole-v1 natively vectorised, PPO", "cartpole_vector_ppo", 2_000_000, nobody),
+    "cartpole_vector": Task(
+        *("CartPole-v1 natively vectorised, PPO", "cartpole_vector_ppo", 2_000_000, nobody),
+        goal=CARTPOLE_GOAL,
+    ),
     "lbf": Task("LBF 8x8-2p-3f, MAPPO", "lbf_mappo", 200_000, lbf_peers),
     "spread": Task("MPE simple_spread, MAPPO", "mpe_spread_mappo", 60_000, spread_peers, ("mpe2",)),
     "rware": Task("RWARE tiny-2ag, MAPPO", "rware_mappo", 80_000, rware_peers, ("rware",), peer_max_s=45.0),
