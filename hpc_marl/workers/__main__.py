@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nurseries: Nurseries | None = None
         if (slot := _slot_of(options.worker_name)) is not None:
             relay = HeartbeatRelay()
-            found = start_nurseries(has_torch_workers=record.role_of(slot) == "core")
+            found = start_nurseries(directory.path, has_torch_workers=record.role_of(slot) == "core")
             if isinstance(found, list):
                 relay.leave_to_worker()
                 leave(main(found))  # not the host any more, but a worker that came of it

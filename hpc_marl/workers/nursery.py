@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_marl.base.network import process_start_ticks
-from hpc_marl.workers.process_identity import become, die_with_parent
+from hpc_marl.workers.process_identity import become, die_with_parent, show_command_line
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _LIGHT_MODULES = (
@@ -188,10 +188,11 @@ class Nurseries:
                 nursery.close()
 
 
-def start_nurseries(has_torch_workers: bool) -> Nurseries | list[str]:
+def start_nurseries(run_directory: Path, has_torch_workers: bool) -> Nurseries | list[str]:
     """Fork a host's nurseries. The process must have one thread.
 
     Args:
+        run_directory: shown in their command lines, by which people find the processes of a run.
         has_torch_workers: whether trainers or policy workers are expected.
 
     Returns:
@@ -199,22 +200,27 @@ def start_nurseries(has_torch_workers: bool) -> Nurseries | list[str]:
     """
     for variable in THREAD_VARIABLES:
         os.environ[variable] = "1"
-    heavy = start_nursery(_TORCH_MODULES) if has_torch_workers else None
+    shown = ["nursery", "--run-dir", str(run_directory)]
+    heavy = start_nursery(_TORCH_MODULES, shown) if has_torch_workers else None
     if isinstance(heavy, list):
         return heavy
     # Where a trainer starts first, its imports must not be held up by those for the evaluator, which comes last.
     others, delay_s = ([], 0.0) if heavy is None else ([heavy], _LATE_S)
-    light = start_nursery(_LIGHT_MODULES, delay_s, others)
+    light = start_nursery(_LIGHT_MODULES, shown, delay_s, others)
     return light if isinstance(light, list) else Nurseries(light, heavy)
 
 
 def start_nursery(
-    modules: Iterable[str], delay_s: float = 0.0, others: Iterable[Nursery] = ()
+    modules: Iterable[str],
+    shown: Sequence[str],
+    delay_s: float = 0.0,
+    others: Iterable[Nursery] = (),
 ) -> Nursery | list[str]:
     """Fork a nursery. The process must have one thread.
 
     Args:
         modules: what to import beforehand; one that cannot be imported is left to the workers.
+        shown: its command line.
         delay_s: not before so many seconds, unless a worker is launched earlier.
         others: nurseries of this process.
 
@@ -234,6 +240,7 @@ def start_nursery(
         signal.signal(number, signal.SIG_IGN)
     if not die_with_parent(host, signal.SIGKILL):
         os._exit(0)
+    show_command_line(shown)  # not taken for a second host
     return _Forking(theirs).serve(modules, delay_s)
 
 

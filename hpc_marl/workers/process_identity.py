@@ -43,7 +43,7 @@ def become(arguments: Sequence[str], environment: Mapping[str, str], log_file: P
     os.environ.update(environment)
     reseed()
     sys.argv[1:] = arguments
-    show_command_line(arguments)
+    show_command_line(arguments[:3])  # its name and its run; there is seldom room for more
 
 
 def reseed() -> None:
@@ -73,7 +73,10 @@ def show_command_line(arguments: Sequence[str]) -> bool:
     shown = b"\0".join([*program, *(os.fsencode(argument) for argument in arguments)])
     if len(before) < 2:
         return False
-    ctypes.memmove(begin, shown[: len(before) - 1].ljust(len(before) - 1) + b"\0", len(before))
+    room = len(before) - 1
+    if len(shown) < room:
+        shown += b"\0"  # what is left over is an argument of blanks
+    ctypes.memmove(begin, shown[:room].ljust(room) + b"\0", len(before))
     return True
 
 

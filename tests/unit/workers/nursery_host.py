@@ -50,7 +50,7 @@ def work(arguments: list[str]) -> int:
 def main() -> None:
     """Serve one command a line: launch NAME, kill NAME, term NAME, wait NAME, bury."""
     directory = Path(sys.argv[1])
-    nursery = start_nursery(["numpy.random", "no_such_module_at_all"])
+    nursery = start_nursery(["numpy.random", "no_such_module_at_all"], ["nursery", "x"])
     if not isinstance(nursery, Nursery):
         leave(work(nursery))
     children: dict[str, NurseryChild] = {}
