@@ -38,9 +38,11 @@ class DirectoryNotice:
     def wait(self, timeout_s: float, names: Collection[str]) -> bool:
         """Wait until one of these names may have changed; return whether it has. Without notices, it takes the time."""
         deadline = time.monotonic() + timeout_s
-        watched = [self.descriptor] if self.descriptor >= 0 else []
+        watched = select.poll()  # select() knows no descriptor above 1023
+        if self.descriptor >= 0:
+            watched.register(self.descriptor, select.POLLIN)
         while (left_s := deadline - time.monotonic()) > 0:
-            select.select(watched, [], [], left_s)
+            watched.poll(int(1000 * left_s) + 1)
             changed = self.take()
             if changed is None or not changed.isdisjoint(names):
                 return True
