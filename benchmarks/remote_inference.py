@@ -1,14 +1,14 @@
 """What it costs that a policy worker chooses the actions, and how environment groups hide it.
 
     steps/s of one actor worker whose network costs nothing: in the actor itself (inline), and in a policy worker of
-    the same node by shared memory, by zmq under CURVE, and by pickle over plain zmq REQ/REP (the peer)
+    the same node by shared memory, by zmq under CURVE as across nodes, and by pickle over zmq REQ/REP (the peer)
 
     steps/s with a joint step of 1 ms and a network of 4 ms in a policy worker, by the number of groups, against the
     same environments with a network that takes no time
 
 Real workers in two processes, CartPole as gymnasium's vectorised class; the batches go to a receiver in the actor's
-process. Interleaved repeats, ratios within a repeat, medians. Loopback only; about 90 seconds on two cores that
-are otherwise idle:
+process. Interleaved repeats, ratios within a repeat, medians. Loopback only; about 100 seconds on two cores, which
+should be idle: two processes that answer each other suffer more from a third one than one process alone does.
 
     python benchmarks/remote_inference.py [--quick] [--repeats N]
 """
@@ -22,14 +22,17 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+import zmq
 from measuring.inference_rig import MeasuredActor, Trial, free_inline_networks
 from measuring.pickle_inference import PickleActing, serve_pickle
 from measuring.reporting import machine_facts, markdown_table
 
 HEADER = ("what", "env_steps/s", "lowest to highest", "ratio", "ratio lowest to highest", "goal", "in words")
-INLINE, SHARED, PACKED, PICKLE = "inline", "shared memory", "zmq, packed frames", "pickle, zmq REQ/REP"
+INLINE, SHARED, PACKED = "inline", "shared memory", "zmq under CURVE, packed frames"
+PICKLE, PICKLE_CURVE = "pickle, zmq REQ/REP", "pickle, zmq REQ/REP under CURVE"
 SHAPES = ((8, 1), (8, 2), (32, 1), (32, 2))
 """Environments of a group, groups."""
 GOALS = {(SHARED, (32, 2)): 0.6}
@@ -74,9 +77,7 @@ class Series:
 
 def free_network(trial: Trial, shapes: Sequence[tuple[int, int]]) -> list[Series]:
     """Return the rows of the first table."""
-    ours, theirs = multiprocessing.Pipe()
-    trial.start(serve_pickle, theirs)
-    port = ours.recv()
+    peers = {PICKLE: _start_peer(trial, None), PICKLE_CURVE: _start_peer(trial, zmq.curve_keypair())}
     rows: list[Series] = []
     for shape in shapes:
         reference: Series | None = None
@@ -85,14 +86,23 @@ def free_network(trial: Trial, shapes: Sequence[tuple[int, int]]) -> list[Series
             (SHARED, "remote", "auto"),
             (PACKED, "remote", "zmq"),
             (PICKLE, "remote", "zmq"),
+            (PICKLE_CURVE, "remote", "zmq"),
         ):
             actor = trial.new_actor(inference, transport, *shape)
-            if system == PICKLE:
-                actor.use(lambda context, config: PickleActing(context, config, port))
+            if system in peers:
+                actor.use(partial(PickleActing, port=peers[system][0], server_key=peers[system][1]))
             name = f"{shape[0]} environments x {shape[1]}: {system}"
             rows.append(Series(name, actor, reference, GOALS.get((system, shape))))
             reference = reference or rows[-1]
     return rows
+
+
+def _start_peer(trial: Trial, keys: tuple[bytes, bytes] | None) -> tuple[int, bytes | None]:
+    """Return port and public key of a peer's server."""
+    public, secret = keys or (None, None)
+    ours, theirs = multiprocessing.Pipe()
+    trial.start(serve_pickle, theirs, secret)
+    return ours.recv(), public
 
 
 def slow_network(trial: Trial, group_counts: Sequence[int]) -> list[Series]:

@@ -16,9 +16,16 @@ from hpc_marl.workers.acting import Acting
 from hpc_marl.workers.batch_views import ActInputs
 
 
-def serve_pickle(pipe: Any) -> None:
-    """Answer requests with action 0, one by one, until killed; the port goes through `pipe`."""
+def serve_pickle(pipe: Any, secret_key: bytes | None) -> None:
+    """Answer requests with action 0, one by one, until killed; the port goes through `pipe`.
+
+    Args:
+        pipe: of the caller.
+        secret_key: for CURVE; None goes without.
+    """
     socket = zmq.Context().socket(zmq.REP)
+    if secret_key is not None:
+        socket.curve_secretkey, socket.curve_server = secret_key, True
     pipe.send(socket.bind_to_random_port("tcp://127.0.0.1"))
     while True:
         request = pickle.loads(socket.recv())  # noqa: S301 - from this machine
@@ -30,12 +37,17 @@ def serve_pickle(pipe: Any) -> None:
 class PickleActing(Acting):
     """One REQ socket per group: a REQ has one request under way at most."""
 
-    def __init__(self, context: RunContext, config: ActorAssignment, port: int) -> None:
+    def __init__(
+        self, context: RunContext, config: ActorAssignment, port: int, server_key: bytes | None
+    ) -> None:
         super().__init__(context, config)
         self._zmq = zmq.Context()
         self._sockets = [self._zmq.socket(zmq.REQ) for _ in range(config.actors.num_groups)]
         self._poller = zmq.Poller()
         for socket in self._sockets:
+            if server_key is not None:
+                socket.curve_serverkey = server_key
+                socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
             socket.connect(f"tcp://127.0.0.1:{port}")
             self._poller.register(socket, zmq.POLLIN)
 
