@@ -145,7 +145,7 @@ class Driver:
         verdict: Verdict | None = None
         ending: Ending | None = None
         while verdict is None and ending in (None, Ending.GO_ON):
-            began_s = time.monotonic()
+            began_s = time.thread_time()
             verdict = self.controller.step()
             self._say_events()
             self._display.update(self.progress())
@@ -153,7 +153,7 @@ class Driver:
             self._time_meter.look(
                 self.controller.workers, is_paused=self.controller.is_paused, elapsed_s=self._elapsed_s
             )
-            self._server.handle_requests(timeout=self._interval_s(time.monotonic() - began_s))
+            self._server.handle_requests(timeout=self._interval_s(time.thread_time() - began_s))
             ending = self._ending or poll(self) or self._budget_ending()
             if not self.lease.holds():
                 return self._leave("another controller has taken over")
@@ -345,7 +345,7 @@ class Driver:
         return self._earlier_s + time.monotonic() - self._started_s
 
     def _interval_s(self, step_s: float) -> float:
-        """Return how long to wait before the next step, after one that took `step_s` seconds."""
+        """Return how long to wait before the next step, after one that took `step_s` seconds of this thread."""
         views = self.controller.workers.values()
         standing = [(view.status, view.configured, view.incarnation) for view in views]
         if standing != self._standing:

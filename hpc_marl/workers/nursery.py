@@ -42,7 +42,7 @@ _LIGHT_MODULES = (
 _TORCH_MODULES = ("hpc_marl.workers.trainer", "hpc_marl.workers.policy", "torch", "hpc_marl.algorithms")
 """What trainers and policy workers import. Torch takes seconds, so it is begun before anybody asks for a trainer."""
 _TORCH_KINDS = ("trainer", "policy")
-_LATE_S = 5.0
+_LATE_S = 3.0
 _MAX_MESSAGE_BYTES = 1 << 20
 _KILL_WAIT_S = 5.0
 
