@@ -73,6 +73,19 @@ class PackedArrays:
             for name, dtype, shape, start, stop in self._places
         }
 
+    def packed(self, arrays: Mapping[str, NDArray[Any]], place: slice) -> bytes:
+        """Return the flat buffer with one group's part of the arrays of a batch.
+
+        Args:
+            arrays: of the whole batch; checked before.
+            place: the group's environments in it.
+        """
+        parts = [
+            arrays[name][place].tobytes().ljust(-(-(stop - start) // _ALIGNMENT) * _ALIGNMENT, b"\0")
+            for name, _, _, start, stop in self._places
+        ]
+        return b"".join(parts)
+
     def check(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Raise StreamError where arrays are not exactly these."""
         types = self.types

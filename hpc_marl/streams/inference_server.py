@@ -30,7 +30,7 @@ from hpc_marl.streams.inference_messages import (
     to_frame,
 )
 from hpc_marl.streams.inference_seats import ClientSeat, attach_seat
-from hpc_marl.streams.links import Transport, aligned
+from hpc_marl.streams.links import Transport
 
 _MAX_MESSAGES_PER_POLL = 4096
 _SWEEP_INTERVAL_S = 5.0
@@ -319,9 +319,7 @@ class _ZmqOrigin:
         self, request: InferenceRequest, arrays: Mapping[str, NDArray[Any]], place: slice, policy_version: int
     ) -> None:
         """Send the answer."""
-        packed = memoryview(bytearray(request.layout.reply.nbytes))
-        for name, view in request.layout.reply.views(packed).items():
-            view[...] = arrays[name][place]
+        packed = request.layout.reply.packed(arrays, place)
         head = ReplyHead(request.id, request.group, policy_version)
         self._failed += not self._server._send(self._routing_id, to_frame(head, packed))
 
@@ -333,9 +331,7 @@ class _ZmqOrigin:
 def _by_zmq(
     head: RequestHead, layout: InferenceLayout, content: memoryview, origin: _Origin
 ) -> InferenceRequest:
-    arrays = layout.request.views(aligned(content))
-    for array in arrays.values():
-        array.flags.writeable = False
+    arrays = layout.request.views(content)  # read-only as the bytes of the message are
     return InferenceRequest(head.client, head.id, head.group, head.min_policy_version, layout, arrays, origin)
 
 

@@ -324,6 +324,20 @@ def test_whatever_comes_is_a_message_or_refused(noise, at, byte):
                 read(data)
 
 
+def test_a_packed_answer_is_what_its_views_show():
+    reply = policy_layout(EnvSpec(observation_size=7, num_actions=3), 5, memory_size=4).reply
+    rng = np.random.default_rng(0)
+    batch = {
+        name: rng.integers(0, 100, (12, *shape[1:])).astype(dtype)
+        for name, (dtype, shape) in reply.types.items()
+    }
+    packed = reply.packed(batch, slice(3, 8))
+    assert len(packed) == reply.nbytes
+    for name, view in reply.views(memoryview(packed)).items():
+        np.testing.assert_array_equal(view, batch[name][3:8])
+        assert view.ctypes.data % 8 == 0 and not view.flags.writeable
+
+
 def test_a_layout_names_every_array_once():
     field = ArrayField("observation", "<f4", (4, 2))
     with pytest.raises(ProtocolError, match="same name"):
