@@ -7,7 +7,6 @@ import random
 import time
 from typing import Literal
 
-import numpy as np
 import zmq
 
 from hpc_marl.base.network import host_identity
@@ -114,12 +113,3 @@ def can_send(socket: zmq.Socket[bytes]) -> bool:
 def can_receive(socket: zmq.Socket[bytes]) -> bool:
     """Return whether a message is there."""
     return bool(int(socket.getsockopt(zmq.EVENTS)) & _POLLIN)
-
-
-def aligned(buffer: memoryview) -> memoryview:
-    """Return the bytes of a received frame so that arrays of 8-byte numbers can be views of them.
-
-    ZMQ gives large frames memory of their own, aligned by malloc; small ones lie anywhere in its receive buffer.
-    """
-    flat = np.frombuffer(buffer, np.uint8)
-    return buffer if flat.ctypes.data % 8 == 0 else flat.copy().data
