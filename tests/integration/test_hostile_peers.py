@@ -37,7 +37,9 @@ def test_hostile_bytes_change_nothing(train: Train, tmp_path: Path) -> None:
     run.wait_until(run.trained(1000))
     workers = ("trainer/0", "policy/0", "actor/0", "actor/1")
     pids = {name: run.wait_until(lambda name=name: run.worker_pid(name)) for name in workers}
-    assert len(listening_ports(list(pids.values()))) >= len(workers) + 3  # RPC; samples, parameters, inference
+    assert (
+        len(listening_ports(list(pids.values()))) >= len(workers) + 3
+    )  # RPC; samples, parameters, inference
     everybody = psutil.Process(run.process.pid).children(recursive=True)  # the host, too, with its heartbeats
     ports = listening_ports([run.process.pid, *(process.pid for process in everybody)])
     assert len(ports) >= len(workers) + 3 + 2
