@@ -31,9 +31,11 @@ from measuring.reporting import machine_facts
 
 from hpc_marl.base.rpc import RpcClient, RpcServer
 from hpc_marl.base.security import create_keyring, load_keyring
+from hpc_marl.base.sockets import SocketFactory
 
-OURS, PICKLE, FRESH, PIPE, RAW = (
+OURS, CURVE, PICKLE, FRESH, PIPE, RAW = (
     "hpc_marl RpcClient, CURVE",
+    "pyzmq DEALER/REP, CURVE, no encoding",
     "pyzmq REQ/REP + pickle",
     "pyzmq REQ/REP + pickle, a fresh socket per call",
     "multiprocessing.connection",
@@ -54,6 +56,14 @@ def serve(kind: str, keys: Path) -> None:
         print(server.port, flush=True)
         while True:
             server.handle_requests(timeout=10.0)
+    if kind == CURVE:
+        keyring = load_keyring(keys)
+        pair = (keyring.server_public, keyring.server_secret)
+        factory = SocketFactory(keyring)  # which closes its sockets when it is dropped
+        bound = factory.bind(zmq.REP, ["127.0.0.1"], server_keys=pair)
+        print(bound.port, flush=True)
+        while True:
+            bound.socket.send(bound.socket.recv())
     if kind in (PICKLE, FRESH):
         rep = zmq.Context().socket(zmq.REP)
         port = rep.bind_to_random_port("tcp://127.0.0.1")
@@ -79,6 +89,16 @@ def connect(kind: str, port: int, keys: Path, stack: ExitStack) -> Call:
     if kind == OURS:
         client = stack.enter_context(RpcClient("localhost", port, keyring=load_keyring(keys)))
         return lambda data: client.request("echo", data=data)
+    if kind == CURVE:
+        sockets = stack.enter_context(SocketFactory(load_keyring(keys)))
+        key = sockets.keyring.server_public
+        dealer = sockets.connect(zmq.DEALER, ["127.0.0.1"], port, key, options={zmq.IMMEDIATE: 0})
+
+        def through_curve(data: bytes) -> object:
+            dealer.send_multipart([b"", data])
+            return dealer.recv_multipart()[1]
+
+        return through_curve
     if kind in (PICKLE, FRESH):
         context = zmq.Context()
         stack.callback(context.destroy)
@@ -133,7 +153,7 @@ def p50_us(call: Call, data: bytes, num_calls: int) -> float:
 
 def measure(num_repeats: int, num_calls: int) -> dict[str, dict[str, list[float]]]:
     """Return payload -> kind -> p50 [us] of every repeat; the kinds take turns."""
-    kinds = (PICKLE, OURS, FRESH, PIPE, RAW)
+    kinds = (PICKLE, OURS, CURVE, FRESH, PIPE, RAW)
     found: dict[str, dict[str, list[float]]] = {size: {kind: [] for kind in kinds} for size in PAYLOADS}
     with ExitStack() as stack:
         keys = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "keys"
