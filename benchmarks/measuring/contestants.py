@@ -50,8 +50,10 @@ def cartpole_peers(config: ExperimentConfig) -> list[Peer]:
         },
     }
     del zoo["minibatches"]
-    rllib = {"num_cpus": 2, "num_env_runners": 1, "num_envs_per_env_runner": 16}
-    rllib["training"] = {"lr": 0.001, "minibatch_size": 512}
+    rllib = {
+        **{"num_cpus": 2, "num_env_runners": 1, "num_envs_per_env_runner": 16, "model": {}},
+        "training": {"lr": 0.001, "minibatch_size": 512},
+    }
     return [
         Peer("CleanRL ppo.py, its defaults", "cleanrl", {"arguments": []}),
         Peer("stable-baselines3 PPO, RL Zoo's settings", "stable_baselines3", zoo),

@@ -6,7 +6,6 @@ The example: learning rate 3e-4, 6 epochs, weight of the value loss 0.01, a netw
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from peer_progress import PeerProgress, read_settings
 
@@ -14,18 +13,10 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 from ray.rllib.algorithms.ppo import PPOConfig
-from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
-_RETURNS = "training_returns"
-
-
-class EpisodeReturns(RLlibCallback):
-    """Hands every episode's return to the driver."""
-
-    def on_episode_end(self, *, episode: Any, metrics_logger: Any, **kwargs: Any) -> None:
-        """Note the return."""
-        metrics_logger.log_value(_RETURNS, float(episode.get_return()), reduce="item_series")
+_WINDOW_EPISODES = 100  # over which its own mean return goes
+_NETWORK = {"fcnet_hiddens": [64, 64], "fcnet_activation": "tanh", "vf_share_layers": True}
 
 
 def main() -> None:
@@ -40,12 +31,7 @@ def main() -> None:
             num_envs_per_env_runner=settings["num_envs_per_env_runner"],
         )
         .training(**{"lr": 0.0003, "num_epochs": 6, "vf_loss_coeff": 0.01, **settings["training"]})
-        .rl_module(
-            model_config=DefaultModelConfig(
-                fcnet_hiddens=[64, 64], fcnet_activation="tanh", vf_share_layers=True
-            )
-        )
-        .callbacks(EpisodeReturns)
+        .rl_module(model_config=DefaultModelConfig(**{**_NETWORK, **settings["model"]}))
         .debugging(seed=settings["seed"], log_level="ERROR")
     )
     algorithm = config.build_algo()
@@ -54,8 +40,9 @@ def main() -> None:
     going_on = True
     while going_on:
         result = algorithm.train()["env_runners"]
-        for episode_return in result.get(_RETURNS, ()):
-            progress.episode(episode_return)
+        if "episode_return_mean" in result:
+            for _ in range(_WINDOW_EPISODES):
+                progress.episode(result["episode_return_mean"])
         going_on = progress.update(int(result["num_env_steps_sampled_lifetime"]))
     algorithm.stop()
     ray.shutdown()
