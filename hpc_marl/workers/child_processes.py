@@ -95,6 +95,8 @@ class ChildProcesses:
             **dict.fromkeys(THREAD_VARIABLES, str(num_threads)),
             "PYTHONUNBUFFERED": "1",
         }
+        if kind == "trainer":  # divides its work among threads itself, each of which calls BLAS
+            environment["OPENBLAS_NUM_THREADS"] = "1"
         if self._gpus is not None:
             environment[_GPU_VARIABLE] = ",".join(self._gpus[index] for index in share)
         nurseries = self._inheritance.nurseries
