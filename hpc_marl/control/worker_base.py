@@ -362,6 +362,7 @@ class Worker(ABC):
                 return status.value
             self._run_hook(action, *args, **kwargs)
         if status is not self._current:
+            self._refresh_metrics()  # the heartbeat that says it also says how far the work is
             self._set_status(status)
         return status.value
 

@@ -53,7 +53,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_nothing_else_and_resume_goes_on(train: T
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_killed_actors_are_replaced_while_training_goes_on(train: Train, mode: str) -> None:
-    run = train("total_env_steps=60000", f"mode={mode}", "algorithm.rollout_length=32")
+    run = train("total_env_steps=400000", f"mode={mode}", "algorithm.rollout_length=32")
     run.wait_until(run.trained(1000))
     killed = set()
     for worker in ("actor/0", "actor/1", "actor/0"):
@@ -69,7 +69,7 @@ def test_killed_actors_are_replaced_while_training_goes_on(train: Train, mode: s
 
 @pytest.mark.parametrize("inference", ["inline", "remote"])
 def test_a_killed_trainer_goes_on_from_the_checkpoint(train: Train, inference: str) -> None:
-    run = train("total_env_steps=40000", f"inference={inference}", "trainer.checkpoint_interval_s=0.5")
+    run = train("total_env_steps=200000", f"inference={inference}", "trainer.checkpoint_interval_s=0.5")
     run.wait_until(lambda: list((run.directory / "checkpoints").glob("step-*")) if run.metrics() else None)
     run.wait_until(run.trained(4000))
     run.kill_worker("trainer/0")
@@ -90,7 +90,7 @@ def test_a_killed_trainer_goes_on_from_the_checkpoint(train: Train, inference: s
 
 
 def test_a_killed_policy_worker_is_replaced(train: Train) -> None:
-    run = train("total_env_steps=40000", "inference=remote", "streams.inference_timeout_s=0.5")
+    run = train("total_env_steps=150000", "inference=remote", "streams.inference_timeout_s=0.5")
     run.wait_until(run.trained(2000))
     run.kill_worker("policy/0")
     reached = run.metrics()[-1]["env_steps"]
@@ -100,7 +100,7 @@ def test_a_killed_policy_worker_is_replaced(train: Train) -> None:
 
 
 def test_a_hanging_actor_is_killed_and_replaced(train: Train) -> None:
-    run = train("total_env_steps=40000", "control.heartbeat_timeout_s=2")
+    run = train("total_env_steps=150000", "control.heartbeat_timeout_s=2")
     run.wait_until(run.trained(1000))
     pid = run.wait_until(lambda: run.worker_pid("actor/1"))
     os.kill(pid, signal.SIGSTOP)

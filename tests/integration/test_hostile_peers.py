@@ -33,7 +33,7 @@ def listening_ports(pids: list[int]) -> list[int]:
 
 
 def test_hostile_bytes_change_nothing(train: Train, tmp_path: Path) -> None:
-    run = train("total_env_steps=60000", "inference=remote", "streams.transport=zmq")
+    run = train("total_env_steps=200000", "inference=remote", "streams.transport=zmq")
     run.wait_until(run.trained(1000))
     workers = ("trainer/0", "policy/0", "actor/0", "actor/1")
     pids = {name: run.wait_until(lambda name=name: run.worker_pid(name)) for name in workers}

@@ -10,7 +10,7 @@ import pytest
 from tests.integration.conftest import Run, Train
 
 SLOW_ENVIRONMENT = ("env=stand_in", "env.make.step_s=0.02", "actors.num_envs=8", "total_env_steps=8000")
-SLOW_LEARNER = ("algorithm.num_epochs=400", "total_env_steps=4000")
+SLOW_LEARNER = ("algorithm.num_epochs=4000", "total_env_steps=4000")
 
 
 def shares(run: Run, kind: str) -> dict[str, float]:
@@ -36,7 +36,7 @@ def test_a_slow_learner_is_named(train: Train) -> None:
     run = train("mode=async", "profile=true", *SLOW_LEARNER)
     output = run.finish_well()
     assert run.state("profile.json")["bottleneck"]["where"] == "trainer"
-    assert "% of its time goes to learning" in output and "algorithm.num_epochs below 400" in output
+    assert "% of its time goes to learning" in output and "algorithm.num_epochs below 4000" in output
     assert shares(run, "trainer")["learn"] > 0.5
     assert shares(run, "actor")["wait_credit"] > 0.5
 
