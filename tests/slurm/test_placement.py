@@ -36,6 +36,7 @@ def test_split_with_a_gpu_and_directives_of_the_site(slurm_run: SlurmRun) -> Non
         slurm_run,
         "trainer.gpus=1",
         "actors.count=3",
+        "actors.min_actors=3",
         "actors.per_task=1",
         "cluster.time_limit=2:00:00",
         "cluster.directives={comment: nightly}",
@@ -56,14 +57,16 @@ def test_split_with_a_gpu_and_directives_of_the_site(slurm_run: SlurmRun) -> Non
 
 
 def test_packed(slurm_run: SlurmRun) -> None:
-    found = train_to_the_end(slurm_run, "cluster.placement=packed", "cluster.core_nodes=2", "actors.count=3")
+    actors = ("actors.count=3", "actors.min_actors=3")
+    found = train_to_the_end(slurm_run, "cluster.placement=packed", "cluster.core_nodes=2", *actors)
     assert len(slurm_run.job_ids()) == 1
     assert {place for places in found.values() for place in places} == {("core", "cpu")}
     assert len({host["node"] for host in slurm_run.usage()}) == 2
 
 
 def test_hetjob(slurm_run: SlurmRun) -> None:
-    found = train_to_the_end(slurm_run, "cluster.placement=hetjob", "trainer.gpus=1", "actors.per_task=1")
+    actors = ("actors.per_task=1", "actors.min_actors=2")
+    found = train_to_the_end(slurm_run, "cluster.placement=hetjob", "trainer.gpus=1", *actors)
     core, actors = slurm_run.job_ids()
     assert (core, actors) == (f"{core[:-2]}+0", f"{core[:-2]}+1")
     assert found["trainer/0"] == {("core", "gpu")} and found["actor/1"] == {("actors", "cpu")}
