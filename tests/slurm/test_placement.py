@@ -80,7 +80,7 @@ def test_trainers_and_policy_workers_on_two_nodes(slurm_run: SlurmRun) -> None:
         "inference=remote",
         "policies.count=2",
         "actors.count=2",
-        "total_env_steps=6000",
+        "total_env_steps=30_000",
     )
     assert {f"{kind}/{i}" for kind in ("trainer", "policy", "actor") for i in (0, 1)} <= set(found)
     core = {host["node"]: set(host["workers"]) for host in slurm_run.usage() if host["role"] == "core"}
