@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from measuring.reporting import machine_facts, markdown_table
-from measuring.scaling_model import predicted_rate
+from measuring.scaling_model import Cluster, Costs, Load, first_bottleneck, loads, predicted_rate
 from measuring.timeline import Point
 from measuring.training import Training, TrainingError, stop_in_order_on_sigterm
 
@@ -30,6 +30,30 @@ GOAL = 0.9
 FULL = 0.9
 """Share of the cores from which on they count as full."""
 ROLLOUT_LENGTH = 100
+LOADS_HEADER = ("part", "asked for", "can do", "unit", "load", "the design's answer")
+BIG = Cluster(
+    actors=15_000,
+    trainers=32,
+    actors_per_node=64,
+    env_steps_per_s=1000.0,
+    bytes_per_env_step=160.0,
+    env_steps_per_batch=2048,
+    parameter_bytes=1e6,
+    updates_per_s=2.0,
+)
+"""Environments of 1 ms per step and about 30 observed numbers, a network of 1 MB, two updates a second."""
+COSTS = Costs(
+    receive_bytes_per_s=1.1e9,  # sample_stream.py: images across sockets
+    send_bytes_per_s=1.1e9,  # parameter_stream.py: CPU of the I/O thread per MB
+    receive_cpu_s=60e-6,  # sample_stream.py: half of what both ends take for a batch across sockets
+    learn_s=4.8e-6,  # ppo_update.py: whole updates of large minibatches, 4 epochs, one core
+    heartbeat_cpu_s=85e-6,  # controller_footprint.py: 1000 workers, of which 100 are heard of per second
+    heartbeats_per_s=100.0,  # heartbeat intervals are at least workers / 100 seconds
+    file_operations_per_worker_s=0.07 / 60,  # controller_footprint.py, 1000 workers
+    file_operations_per_host_s=3 / 15,  # state/usage: write, rename and look every 15 s
+    file_operations_per_s=1000.0,  # a modest NFS server
+)
+"""As measured on the machine of docs/performance.md; the last one is an assumption."""
 HEADER = (
     *("actors", "env_steps/s", "of linear", "goal", "cores busy", "actor", "trainer", "controller"),
     *("us CPU per env_step", "model", "measured / model"),
@@ -104,6 +128,21 @@ def table_rows(runs: Sequence[Measured], num_cores: int) -> list[list[str]]:
     return rows
 
 
+def load_rows(found: Sequence[Load]) -> list[list[str]]:
+    """Return one row per part of a run."""
+    return [
+        [
+            load.part,
+            f"{load.demand:,.3g}",
+            f"{load.capacity:,.4g}",
+            load.unit,
+            f"{load.share:.0%}",
+            load.answer,
+        ]
+        for load in found
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     options = _parse(arguments)
@@ -116,7 +155,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{num_actors} actors: {runs[-1].env_steps_per_s:,.0f} env_steps/s", file=sys.stderr, flush=True
         )
     print(markdown_table(HEADER, table_rows(runs, num_cores)))
-    print(f"\nGoal: {GOAL:.0%} of linear until {FULL:.0%} of the cores are busy. {machine_facts()}.")
+    print(f"\nGoal: {GOAL:.0%} of linear until {FULL:.0%} of the cores are busy. {machine_facts()}.\n")
+    found = loads(BIG, COSTS)
+    print(f"The model at {BIG.actors:,} actors and {BIG.trainers} trainers; first bottleneck: ", end="")
+    print(f"{first_bottleneck(found).part}.\n\n{markdown_table(LOADS_HEADER, load_rows(found))}")
     return 0
 
 

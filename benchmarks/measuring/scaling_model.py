@@ -85,26 +85,28 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Costs:
-    """What was measured on one machine; see docs/scaling.md for the scripts that print them.
+    """What parts of the system cost, or can do; docs/scaling.md says which script measures each.
 
     Attributes:
-        receive_bytes_per_s: sample bytes that one trainer takes over encrypted sockets per second.
-        send_bytes_per_s: parameter bytes that one publisher sends over encrypted sockets per second, all readers.
-        receive_cpu_s: trainer's CPU seconds per sample batch.
-        learn_cpu_s: trainer's seconds per env_step learned (all epochs), on its device.
-        controller_cpu_s: controller's CPU seconds per heartbeat.
-        heartbeats_per_s: at the controller, of all workers together, at most.
-        file_operations_per_worker_s: on the shared file system, of a worker that runs.
+        receive_bytes_per_s: sample bytes that one trainer takes in over encrypted sockets by one I/O thread.
+        send_bytes_per_s: parameter bytes that one publisher encrypts and sends by one I/O thread, to all readers.
+        receive_cpu_s: trainer's CPU seconds per sample batch from another node.
+        learn_s: seconds per env_step learned, all epochs together, on the trainer's device.
+        heartbeat_cpu_s: controller's CPU seconds per worker whose heartbeat arrives.
+        heartbeats_per_s: workers whose heartbeats arrive per second, however many workers there are.
+        file_operations_per_worker_s: of the controller, per worker, at a thousand workers.
+        file_operations_per_host_s: of a host process, which writes what its workers used.
         file_operations_per_s: that a shared file system serves without being felt.
     """
 
     receive_bytes_per_s: float
     send_bytes_per_s: float
     receive_cpu_s: float
-    learn_cpu_s: float
-    controller_cpu_s: float
+    learn_s: float
+    heartbeat_cpu_s: float
     heartbeats_per_s: float
     file_operations_per_worker_s: float
+    file_operations_per_host_s: float
     file_operations_per_s: float
 
 
@@ -112,51 +114,52 @@ def loads(cluster: Cluster, costs: Costs) -> list[Load]:
     """Return what a run asks of each part, the largest share first."""
     per_trainer = cluster.actors / cluster.trainers
     env_steps = per_trainer * cluster.env_steps_per_s
-    batches = env_steps / cluster.env_steps_per_batch
-    parameter_bytes = per_trainer * cluster.parameter_bytes * cluster.updates_per_s
-    workers = cluster.actors + cluster.trainers + cluster.actors / cluster.actors_per_node
+    hosts = cluster.actors / cluster.actors_per_node + cluster.trainers
+    files = (
+        cluster.actors + cluster.trainers
+    ) * costs.file_operations_per_worker_s + hosts * costs.file_operations_per_host_s
     found = [
         Load(
+            "learning, one trainer",
+            env_steps * costs.learn_s,
+            1.0,
+            "trainers",
+            "more trainers (trainer.count), more of their CPUs or a GPU, fewer epochs",
+        ),
+        Load(
             "parameters out of one trainer",
-            parameter_bytes / 1e6,
+            per_trainer * cluster.parameter_bytes * cluster.updates_per_s / 1e6,
             costs.send_bytes_per_s / 1e6,
             "MB/s",
-            "one reader per node that hands them on by shared memory; a tree of nodes above that",
+            "one reader per node that hands them on by shared memory; above that a tree of nodes",
         ),
         Load(
             "samples into one trainer",
             env_steps * cluster.bytes_per_env_step / 1e6,
             costs.receive_bytes_per_s / 1e6,
             "MB/s",
-            "several sample servers per trainer; aggregation per node; uint8 or half precision observations",
+            "several sample servers per trainer, each with an I/O thread; one sender per node",
         ),
         Load(
-            "taking batches in, one trainer's CPU",
-            batches * costs.receive_cpu_s,
+            "taking batches in, one trainer",
+            env_steps / cluster.env_steps_per_batch * costs.receive_cpu_s,
             1.0,
             "cores",
-            "longer batches; several sample servers per trainer",
-        ),
-        Load(
-            "learning, one trainer",
-            env_steps * costs.learn_cpu_s,
-            1.0,
-            "trainer",
-            "more trainers (data-parallel), a faster device, fewer epochs",
-        ),
-        Load(
-            "heartbeats, the controller's CPU",
-            costs.heartbeats_per_s * costs.controller_cpu_s,
-            1.0,
-            "cores",
-            "the interval grows with the number of workers, so this stays as it is",
+            "longer batches (algorithm.rollout_length, actors.num_envs); several sample servers",
         ),
         Load(
             "the shared file system",
-            workers * costs.file_operations_per_worker_s,
+            files,
             costs.file_operations_per_s,
             "operations/s",
-            "only hosts look at files; intervals grow with the number of workers",
+            "only the controller and hosts look at files, and more seldom the more workers there are",
+        ),
+        Load(
+            "the controller",
+            costs.heartbeats_per_s * costs.heartbeat_cpu_s,
+            1.0,
+            "cores",
+            "hosts pass on their workers' heartbeats, and more seldom the more workers there are",
         ),
     ]
     return sorted(found, key=lambda load: load.share, reverse=True)

@@ -26,9 +26,9 @@ def scaling(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def costs(model: Any, **changes: float) -> Any:
     values = {
-        **{"receive_bytes_per_s": 1e9, "send_bytes_per_s": 1e9, "receive_cpu_s": 1e-4, "learn_cpu_s": 1e-7},
-        **{"controller_cpu_s": 1e-4, "heartbeats_per_s": 100, "file_operations_per_worker_s": 0.001},
-        **{"file_operations_per_s": 1000},
+        **{"receive_bytes_per_s": 1e9, "send_bytes_per_s": 1e9, "receive_cpu_s": 1e-4, "learn_s": 1e-7},
+        **{"heartbeat_cpu_s": 1e-4, "heartbeats_per_s": 100, "file_operations_per_worker_s": 0.001},
+        **{"file_operations_per_host_s": 0.1, "file_operations_per_s": 1000},
     }
     return model.Costs(**{**values, **changes})
 
@@ -54,14 +54,14 @@ def test_loads_are_demand_over_capacity_the_largest_first(model):
     by_part = {load.part: load for load in found}
     assert by_part["parameters out of one trainer"].demand == 500  # MB/s: 500 actors x 1 MB x 1 per s
     assert by_part["samples into one trainer"].demand == pytest.approx(50)  # MB/s: 500 x 1000 x 100 B
-    assert by_part["taking batches in, one trainer's CPU"].demand == pytest.approx(0.05)  # 500 batches/s
-    assert by_part["the shared file system"].demand == pytest.approx(1.022)  # 1000 + 2 + 20 workers
+    assert by_part["taking batches in, one trainer"].demand == pytest.approx(0.05)  # 500 batches/s
+    assert by_part["the shared file system"].demand == pytest.approx(1.002 + 2.2)  # 1002 workers, 22 hosts
 
 
 def test_what_is_slower_becomes_the_first_bottleneck(model):
     slow_disk = model.loads(cluster(model), costs(model, file_operations_per_s=1))
     assert model.first_bottleneck(slow_disk).part == "the shared file system"
-    slow_learner = model.loads(cluster(model), costs(model, learn_cpu_s=1e-5))
+    slow_learner = model.loads(cluster(model), costs(model, learn_s=1e-5))
     assert model.first_bottleneck(slow_learner).part == "learning, one trainer"
 
 
