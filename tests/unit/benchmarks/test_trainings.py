@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -11,18 +10,9 @@ from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+from tests.unit.benchmarks.scripts import BENCHMARKS, load
+
 _STEPS, _EPISODES = "env_steps", "num_episodes"
-
-
-@pytest.fixture(autouse=True)
-def as_scripts_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make benchmarks/ importable, as it is for a script that lies there."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
-def load(name: str) -> Any:
-    return importlib.import_module(name)
 
 
 def score(**changes: Any) -> Any:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+from tests.unit.benchmarks.scripts import load
 
 
 @pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("measuring.scaling_model")
+def model() -> Any:
+    return load("measuring.scaling_model")
 
 
 @pytest.fixture
-def scaling(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("scaling")
+def scaling() -> Any:
+    return load("scaling")
 
 
 def costs(model: Any, **changes: float) -> Any:

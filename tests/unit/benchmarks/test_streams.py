@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def as_scripts_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make benchmarks/ importable, as it is for a script that lies there."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+from tests.unit.benchmarks.scripts import load
 
 
 @pytest.fixture
 def samples() -> Any:
-    return importlib.import_module("sample_stream")
+    return load("sample_stream")
 
 
 @pytest.fixture
 def parameters() -> Any:
-    return importlib.import_module("parameter_stream")
+    return load("parameter_stream")
 
 
 def rates(module: Any, *batches_per_s: float, cpu_us: float = 30.0) -> list[Any]:

@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def as_scripts_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make benchmarks/ importable, as it is for a script that lies there."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
-def load(name: str) -> Any:
-    return importlib.import_module(name)
+from tests.unit.benchmarks.scripts import load
 
 
 def rows_of(table: str) -> list[list[str]]:

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def as_scripts_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make benchmarks/ importable, as it is for a script that lies there."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
-def load(name: str) -> Any:
-    return importlib.import_module(name)
+from tests.unit.benchmarks.scripts import BENCHMARKS, load
 
 
 def test_ratios_are_taken_within_a_repeat_and_judged() -> None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -14,18 +10,7 @@ from hpc_marl.algorithms.ppo import PPO
 from hpc_marl.config import PolicyConfig, PPOConfig
 from hpc_marl.data import EnvSpec
 from hpc_marl.policies import PolicySpec
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def as_scripts_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make benchmarks/ importable, as it is for a script that lies there."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
-def load(name: str) -> Any:
-    return importlib.import_module(name)
+from tests.unit.benchmarks.scripts import load
 
 
 def test_the_peer_learns_what_we_learn() -> None:

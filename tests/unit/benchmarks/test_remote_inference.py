@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+from tests.unit.benchmarks.scripts import BENCHMARKS
 
 
 @pytest.mark.parametrize(("goal", "words"), [(0.5, "reached"), (0.7, "missed"), (None, "-")])
-def test_ratios_are_taken_within_a_repeat(monkeypatch, goal, words):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_ratios_are_taken_within_a_repeat(goal, words):
     from remote_inference import HEADER, Series
 
     reference = Series("inline", None, None, rates=[100.0, 200.0, 400.0])
