@@ -70,6 +70,8 @@ def run_peer(peer: Peer, seed: int, goal: float | None, min_s: float, max_s: flo
         driver = DRIVERS / f"{peer.name}_driver.py"
         command = [str(python), str(driver), json.dumps({**told, **peer.settings})]
         environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1"), "PYTHONPATH": str(BENCHMARKS)}
+        # Some leave in their temporary directory what nobody needs.
+        environment |= {"TMPDIR": directory, "RAY_TMPDIR": directory}
         output = Path(directory) / "output.txt"
         started_s = time.monotonic()
         with open(output, "wb") as file:
