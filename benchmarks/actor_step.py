@@ -35,7 +35,7 @@ from measuring.actor_rig import ActorRig, Spent, stopwatch_of_cpu_time
 from measuring.adapter_costs import ADAPTERS, AdapterCost
 from measuring.bare_network import bare_pass_s
 from measuring.comparisons import shown, verdict
-from measuring.reporting import machine_facts, markdown_table
+from measuring.reporting import in_words, machine_facts, markdown_table
 
 from hpc_marl.composing.compose import compose_experiment
 from hpc_marl.config import EnvConfig, PolicyConfig
@@ -158,7 +158,7 @@ class EnvRow:
         return [
             *(self._name, str(self._num_envs), f"{ours:.1f}", f"{bare:.1f}", f"{share:.0%}"),
             *(f"{min(shares):.0%} to {max(shares):.0%}", f">= {ENV_GOAL:.0%}"),
-            "reached" if share >= ENV_GOAL else "missed",
+            in_words(share >= ENV_GOAL),
         ]
 
 

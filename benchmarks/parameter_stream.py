@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import zmq
 from measuring.parameter_systems import SYSTEMS, OurReader, Setting
-from measuring.reporting import machine_facts, markdown_table
+from measuring.reporting import in_words, machine_facts, markdown_table
 
 from hpc_marl.base.security import create_keyring
 
@@ -260,11 +260,6 @@ def row(what: str, values: Sequence[float], unit: str, *judged: str) -> list[str
     return [what, middle, f"{min(values):,.2f} to {max(values):,.2f}", ratio, goal, result]
 
 
-def verdict(reached: bool) -> str:
-    """Return the word for it."""
-    return "reached" if reached else "missed"
-
-
 def latency_table(scratch: Path, repeats: int, count: int) -> str:
     """Measure part 1."""
     size = 2**20
@@ -281,7 +276,7 @@ def latency_table(scratch: Path, repeats: int, count: int) -> str:
     for name, found in results.items():
         against = [one.total / copy for one, copy in zip(found, copies, strict=True)]
         total = [one.total for one in found]
-        goal = ("at most 0.5 ms", verdict(statistics.median(total) <= 0.5)) if found is ours else ("-", "-")
+        goal = ("at most 0.5 ms", in_words(statistics.median(total) <= 0.5)) if found is ours else ("-", "-")
         rows.append(row(f"{name}: to both", total, "ms", f"{statistics.median(against):.1f} x copies", *goal))
         rows.append(row(f"{name}: publish()", [one.publish for one in found], "ms"))
         rows.append(row(f"{name}: poll() that reads", [one.read for one in found], "ms"))
@@ -307,7 +302,7 @@ def many_table(scratch: Path, repeats: int, megabytes: int, count: int) -> str:
             "MB/s",
             f"{share:.0%} of raw",
             "at least 70%",
-            verdict(share >= 0.7),
+            in_words(share >= 0.7),
         ),
         row("raw zmq PUSH/PULL under CURVE: one stream", raw, "MB/s"),
     ]
@@ -320,7 +315,7 @@ def stopped_table(scratch: Path, megabytes: int, count: int) -> str:
     times, copies = ([1000 * one for one in column] for column in measure_stopped(scratch, size, count))
     ratio = statistics.median(own / copy for own, copy in zip(times, copies, strict=True))
     rows = [
-        row("publish()", times, "ms", f"{ratio:.2f} x one copy", "at most 2 x", verdict(ratio <= 2)),
+        row("publish()", times, "ms", f"{ratio:.2f} x one copy", "at most 2 x", in_words(ratio <= 2)),
         row("one copy", copies, "ms"),
     ]
     return f"{megabytes} MB published while a reader of each transport is stopped\n\n{markdown_table(_HEAD, rows)}"

@@ -28,7 +28,7 @@ from pathlib import Path
 import zmq
 from measuring.inference_rig import MeasuredActor, Trial, free_inline_networks
 from measuring.pickle_inference import PickleActing, serve_pickle
-from measuring.reporting import machine_facts, markdown_table
+from measuring.reporting import in_words, machine_facts, markdown_table
 
 HEADER = ("what", "env_steps/s", "lowest to highest", "ratio", "ratio lowest to highest", "goal", "in words")
 INLINE, SHARED, PACKED = "inline", "shared memory", "zmq under CURVE, packed frames"
@@ -72,7 +72,7 @@ class Series:
         cells += [f"{ratio:.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}"]
         if self.goal is None:
             return [*cells, "-", "-"]
-        return [*cells, f">= {self.goal:.2f}", "reached" if ratio >= self.goal else "missed"]
+        return [*cells, f">= {self.goal:.2f}", in_words(ratio >= self.goal)]
 
 
 def free_network(trial: Trial, shapes: Sequence[tuple[int, int]]) -> list[Series]:

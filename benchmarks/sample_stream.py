@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring.reporting import machine_facts, markdown_table
+from measuring.reporting import in_words, machine_facts, markdown_table
 from measuring.sample_systems import SYSTEMS, Setting, new_queues
 
 from hpc_marl.base.security import create_keyring
@@ -175,7 +175,7 @@ def goal_rows(results: dict[str, list[Rate]], is_small: bool) -> list[list[str]]
     if is_small:
         cpu = [rate.cpu_us for rate in results[_SHARED]]
         middle = statistics.median(cpu)
-        verdict = "reached" if middle <= 40 else "missed"
+        verdict = in_words(middle <= 40)
         rows.append(
             [
                 f"{_SHARED}: us CPU",
@@ -190,7 +190,7 @@ def goal_rows(results: dict[str, list[Rate]], is_small: bool) -> list[list[str]]
             continue
         middle, low, high = _ratio(results, name, other)
         what = f"{name}: throughput / {other}"
-        verdict = "reached" if middle >= goal else "missed"
+        verdict = in_words(middle >= goal)
         rows.append([what, f"{middle:.2f}", f"{low:.2f} to {high:.2f}", f"at least {goal:g}", verdict])
     return rows
 

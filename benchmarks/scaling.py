@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from measuring.reporting import machine_facts, markdown_table
+from measuring.reporting import in_words, machine_facts, markdown_table
 from measuring.scaling_model import Cluster, Costs, Load, first_bottleneck, loads, predicted_rate
 from measuring.timeline import Point
 from measuring.training import Training, TrainingError, stop_in_order_on_sigterm
@@ -111,7 +111,7 @@ def table_rows(runs: Sequence[Measured], num_cores: int) -> list[list[str]]:
     for run in runs:
         linear = run.env_steps_per_s / (run.actors * single_rate)
         model = predicted_rate(run.actors, single_rate, cpu_s, num_cores)
-        verdict = "cores are full" if run not in free else "reached" if linear >= GOAL else "missed"
+        verdict = "cores are full" if run not in free else in_words(linear >= GOAL)
         rows.append(
             [
                 str(run.actors),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
+from measuring.reporting import in_words
 from measuring.watching import Outcome
 
 ENV_ONLY = "env only"
@@ -115,7 +116,7 @@ def limit_goal(name: str, values: Sequence[float], limit: float, is_at_least: bo
     is_reached = middle >= limit if is_at_least else middle <= limit
     wanted = f"{'at least' if is_at_least else 'at most'} {limit:,.0f}"
     span = f"{min(values):,.0f} to {max(values):,.0f}"
-    return [name, f"{middle:,.0f}", span, "-", "-", wanted, "reached" if is_reached else "missed"]
+    return [name, f"{middle:,.0f}", span, "-", "-", wanted, in_words(is_reached)]
 
 
 def _ratios(
@@ -134,7 +135,7 @@ def _goal_row(
     peer, ratios, wanted = versus
     values = [key(outcome) for outcome in ours]
     span = f"{min(values):{form}} to {max(values):{form}}"
-    word = "reached" if median(ratios) >= wanted else "missed"
+    word = in_words(median(ratios) >= wanted)
     return [
         name,
         f"{median(values):{form}}",

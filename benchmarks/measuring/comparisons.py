@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from measuring.reporting import markdown_table
+from measuring.reporting import in_words, markdown_table
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def verdict(value: float, goal: float | None) -> str:
     >>> verdict(1.0, 1.2), verdict(1.3, 1.2), verdict(1.0, None)
     ('reached', 'missed', '')
     """
-    return "" if goal is None else "reached" if value <= goal else "missed"
+    return "" if goal is None else in_words(value <= goal)
 
 
 def shown(value: float) -> str:

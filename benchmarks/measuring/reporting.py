@@ -28,6 +28,11 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def in_words(is_reached: bool) -> str:
+    """Return what tables say of a goal."""
+    return "reached" if is_reached else "missed"
+
+
 def machine_facts() -> str:
     """Return one line: processor, cores, load, versions."""
     packages = [f"{name} {found}" for name in _PACKAGES if (found := _version(name))]

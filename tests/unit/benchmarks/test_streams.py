@@ -64,4 +64,4 @@ def test_parameters_are_measured(parameters: Any, tmp_path: Path) -> None:
 def test_a_line_is_judged_or_not(parameters: Any) -> None:
     assert parameters.row("x", [1.0, 3.0, 2.0], "ms") == ["x", "2.00 ms", "1.00 to 3.00", "-", "-", "-"]
     assert parameters.row("x", [1.0], "ms", "1 x", "2 x", "reached")[3:] == ["1 x", "2 x", "reached"]
-    assert [parameters.verdict(one) for one in (True, False)] == ["reached", "missed"]
+    assert [parameters.in_words(one) for one in (True, False)] == ["reached", "missed"]
