@@ -22,7 +22,10 @@ class EnvConfig:
         (), "modules to import first, such as those that register gymnasium ids"
     )
     adapter: Literal["auto", "gymnasium", "gymnasium_vector", "gymnasium_multi", "pettingzoo", "batched"] = (
-        setting("auto", "how to read what _target_ makes; auto goes by its type")
+        setting(
+            "auto",
+            "how to read what _target_ makes; auto goes by its type, and leaves out PettingZoo's wrappers around mpe2",
+        )
     )
     reward_sharing: Literal["individual", "sum", "mean"] = setting(
         "individual",

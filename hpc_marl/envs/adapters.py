@@ -113,10 +113,11 @@ def _adapt_single(made: Any, config: EnvConfig) -> MultiAgentEnv:
         # Whoever made a ParallelEnv has imported pettingzoo; nobody else waits for its import.
         from pettingzoo import AECEnv, ParallelEnv
 
+        from hpc_marl.envs.mpe_env import without_wrappers
         from hpc_marl.envs.pettingzoo_env import PettingZooEnv
 
         if isinstance(made, ParallelEnv):
-            return PettingZooEnv(made)
+            return PettingZooEnv(without_wrappers(made) if adapter == "auto" else made)
         if isinstance(made, AECEnv):
             raise EnvContractError(
                 f"{config.make['_target_']} made the turn-based environment {made}; use its parallel_env, "
