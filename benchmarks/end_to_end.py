@@ -34,6 +34,7 @@ from measuring.comparing import (
     our_row,
     rate,
     rate_goal,
+    return_rows,
     table_rows,
     time_goal,
 )
@@ -67,9 +68,11 @@ def measure_task(task: Task, options: argparse.Namespace, seed: int) -> dict[str
     }
     for mode in task.modes:
         measures[our_row(mode)] = lambda mode=mode: measure_training(
-            overrides, mode, seed, env_steps, task.goal
+            overrides, mode, seed, env_steps, task.goal, returns_after=task.returns_after
         )
     for peer in [] if options.no_peers else task.peers(config):
+        if options.quick and peer.takes_minutes:
+            continue
         if peer.is_installed:
             measures[peer.title] = lambda peer=peer: measure_peer(peer, task, options, seed)
         elif seed == 1:
@@ -90,7 +93,7 @@ def measure_peer(peer: Peer, task: Task, options: argparse.Namespace, seed: int)
     max_s = min(task.peer_max_s, _QUICK_MAX_S) if options.quick else task.peer_max_s
     watched = run_peer(peer, seed, task.goal, max_s if task.goal is None else min(8.0, max_s), max_s)
     try:
-        return watched.outcome(task.goal)
+        return watched.outcome(task.goal, task.returns_after, is_whole=peer.takes_minutes)
     except ValueError as error:
         raise PeerError(f"{peer.title}: {error}") from error
 
@@ -106,6 +109,10 @@ def goal_rows(name: str, results: Results) -> list[list[str]]:
     ours = best_row(results, is_ours, rate)
     if ours is None:
         return []
+    task = TASKS[name]
+    if task.wanted:
+        found = [rate_goal(results, wanted, peer) for peer, wanted in task.wanted.items()]
+        return [row for row in found if row is not None]
     if name == "cartpole_vector":
         return [limit_goal("env_steps/s", [rate(outcome) for outcome in results[ours]], VECTOR_RATE, True)]
     if name != "cartpole":
@@ -162,6 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, found in repeats.items():
         results = complete(found)
         print(f"## {TASKS[name].title}\n\n{markdown_table(HEADER, table_rows(results))}\n")
+        if returns := return_rows(results):
+            header = [f"after {env_steps:,} env_steps" for env_steps in TASKS[name].returns_after]
+            print(markdown_table(["mean return of the last 100 episodes", *header], returns), end="\n\n")
         if goals := goal_rows(name, results):
             print(markdown_table(GOALS_HEADER, goals), end="\n\n")
         count = compose_experiment([f"experiment={TASKS[name].experiment}", *options.overrides]).actors.count

@@ -1,10 +1,11 @@
-"""What our adapters of vectorised environments add: VMAS balance with 600 worlds, Atari Pong with 16 emulators.
+"""What our adapters add to environments or save: VMAS balance with 600 worlds, Atari Pong with 16 emulators, 16 of MPE.
 
 One thread, random actions drawn beforehand, us of CPU per environment step; all ways take turns in one process.
 
 VMAS alone           its own `step` with tensors, and no episode ever ends: the limit
 ... with reset_at    each world is reset by itself when its episode of 100 steps is over, as VMAS offers it
 ale-py alone         its own vector environment, which resets by itself: the limit
+mpe2's parallel API  simple_spread as its users step it, in a loop; ours leaves out the wrappers, which play the same
 
 python benchmarks/native_envs.py [--quick]
 """
@@ -22,12 +23,16 @@ import vmas
 from ale_py.vector_env import AtariVectorEnv
 from measuring.comparisons import Comparison, comparison_table
 from measuring.reporting import machine_facts
+from mpe2 import simple_spread_v3
 
+from hpc_marl.config import EnvConfig
+from hpc_marl.envs import make_env
 from hpc_marl.envs.api import BatchedEnv, EnvArrays, StepArrays
 from hpc_marl.envs.atari import AtariEnv
 from hpc_marl.envs.vmas_env import VmasEnv
 
 NUM_WORLDS, NUM_ROBOTS, NUM_EMULATORS, MAX_STEPS = 600, 4, 16, 100
+NUM_PARTICLE_WORLDS, MAX_CYCLES = 16, 25
 WORLDS, WORLDS_RESET, OURS_FAST, OURS_SLOW = (
     "VMAS alone, no episode ends",
     "VMAS alone, reset_at",
@@ -35,6 +40,7 @@ WORLDS, WORLDS_RESET, OURS_FAST, OURS_SLOW = (
     "ours, one reset at a time",
 )
 EMULATORS, OURS_ATARI = "ale-py alone", "ours"
+PARALLEL_API, OURS_WRAPPED, OURS_DIRECT = "mpe2's parallel API alone", "ours, adapter: pettingzoo", "ours"
 _DRAWN_STEPS = 32
 
 Way = Callable[[int], None]
@@ -92,6 +98,32 @@ def atari_ways() -> dict[str, Way]:
     return {EMULATORS: step_alone, OURS_ATARI: stepping(AtariEnv("pong", NUM_EMULATORS), actions)}
 
 
+def particle_ways() -> dict[str, Way]:
+    """Return the ways of stepping MPE simple_spread."""
+    actions = np.random.default_rng(0).integers(
+        5, size=(_DRAWN_STEPS, NUM_PARTICLE_WORLDS, 3), dtype=np.int32
+    )
+    alone = [simple_spread_v3.parallel_env(max_cycles=MAX_CYCLES) for _ in range(NUM_PARTICLE_WORLDS)]
+    for seed, env in enumerate(alone):
+        env.reset(seed=seed)
+    agents = alone[0].possible_agents
+
+    def step_alone(steps: int) -> None:
+        for t in range(steps):
+            for env, played in zip(alone, actions[t % _DRAWN_STEPS].tolist(), strict=True):
+                if env.agents:
+                    env.step(dict(zip(agents, played, strict=True)))
+                else:
+                    env.reset()
+
+    make = {"_target_": "mpe2.simple_spread_v3.parallel_env", "max_cycles": MAX_CYCLES}
+    ours = {
+        name: make_env(EnvConfig(make=make, adapter=adapter, global_state=False), NUM_PARTICLE_WORLDS)
+        for name, adapter in ((OURS_WRAPPED, "pettingzoo"), (OURS_DIRECT, "auto"))
+    }
+    return {PARALLEL_API: step_alone, **{name: stepping(env, actions) for name, env in ours.items()}}
+
+
 def stepping(env: BatchedEnv, actions: np.ndarray) -> Way:
     """Return what steps one of our environments."""
     arrays, result = EnvArrays.allocate(env.spec, env.num_envs), StepArrays.allocate(env.spec, env.num_envs)
@@ -141,6 +173,15 @@ def main() -> None:
     ]
     print(f"\nAtari Pong, {NUM_EMULATORS} environments, us of CPU per environment step\n")
     print(comparison_table(rows, "ratio to the limit"))
+    # whole episodes and the steps that reset
+    found = measure(particle_ways(), NUM_PARTICLE_WORLDS, 2 * (MAX_CYCLES + 1), repeats)
+    rows = [
+        Comparison(PARALLEL_API, found[PARALLEL_API], found[PARALLEL_API]),
+        Comparison(OURS_WRAPPED, found[OURS_WRAPPED], found[PARALLEL_API]),
+        Comparison(OURS_DIRECT, found[OURS_DIRECT], found[PARALLEL_API], 0.67),
+    ]
+    print(f"\nMPE simple_spread, {NUM_PARTICLE_WORLDS} environments, us of CPU per environment step\n")
+    print(comparison_table(rows, "ratio to the API"))
 
 
 if __name__ == "__main__":

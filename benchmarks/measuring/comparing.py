@@ -84,10 +84,23 @@ def _median_cell(values: Sequence[float | None], form: str) -> str:
     return format(median(found), form) + missed
 
 
-def rate_goal(results: Results, wanted: float) -> list[str] | None:
-    """Return the row for: our rate is at least `wanted` times that of the fastest peer."""
-    ours, peer = best_row(results, is_ours, rate), best_row(results, lambda row: not is_ours(row), rate)
-    if ours is None or peer is None:
+def return_rows(results: Results) -> list[list[str]]:
+    """Return how far each had learned after how many env_steps: medians, where all repeats came so far."""
+    rows = []
+    for row, repeats in results.items():
+        columns = zip(*(outcome.returns for outcome in repeats), strict=True)
+        cells = ["-" if None in column else f"{median(column):.4g}" for column in columns]
+        if cells:
+            rows.append([row, *cells])
+    return rows
+
+
+def rate_goal(results: Results, wanted: float, peer: str | None = None) -> list[str] | None:
+    """Return the row for: our rate is at least `wanted` times that of a peer; None: of the fastest."""
+    ours = best_row(results, is_ours, rate)
+    if peer is None:
+        peer = best_row(results, lambda row: not is_ours(row), rate)
+    if ours is None or peer not in results:
         return None
     ratios = _ratios(results[ours], results[peer], rate)
     return _goal_row("env_steps/s", results[ours], rate, ",.0f", (peer, ratios, wanted))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from hpc_marl.config import ExperimentConfig
@@ -12,6 +12,10 @@ from measuring.peers import Peer
 
 CARTPOLE_GOAL = 475.0
 """Mean return of the last 100 training episodes."""
+EPYMARL = "EPyMARL MAPPO, its settings"
+SUPERSUIT = "stable-baselines3 PPO with SuperSuit, our settings, local critic"
+BENCHMARL = "BenchMARL MAPPO, its settings"
+BENCHMARL_AS_OURS = "BenchMARL MAPPO, our settings"
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,10 @@ class Task:
         needs: packages without which there is no environment.
         modes: of our training; the first is the experiment's own.
         goal: mean return of the last 100 training episodes that is timed; None: only rates are measured.
-        peer_max_s: so long after their first step peers are stopped, where they have not held the goal before.
+        peer_max_s: so long after their first step peers are stopped, where they have not held the goal before; an
+            update that has begun is ended.
+        wanted: how many times as fast as which peer our training is to be.
+        returns_after: env_steps after which mean returns are compared; all must pay the same.
     """
 
     title: str
@@ -37,6 +44,8 @@ class Task:
     modes: tuple[str, ...] = ("sync", "async")
     goal: float | None = None
     peer_max_s: float = 20.0
+    wanted: Mapping[str, float] = field(default_factory=dict)
+    returns_after: tuple[int, ...] = ()
 
 
 def cartpole_peers(config: ExperimentConfig) -> list[Peer]:
@@ -70,7 +79,7 @@ def cartpole_peers(config: ExperimentConfig) -> list[Peer]:
 def epymarl(env_id: str, time_limit: int) -> Peer:
     """Return EPyMARL's MAPPO, with its own settings."""
     settings = {"env_id": env_id, "time_limit": time_limit, "arguments": []}
-    return Peer("EPyMARL MAPPO, its settings", "epymarl", settings)
+    return Peer(EPYMARL, "epymarl", settings)
 
 
 def lbf_peers(config: ExperimentConfig) -> list[Peer]:
@@ -87,12 +96,7 @@ def lbf_peers(config: ExperimentConfig) -> list[Peer]:
 
 def spread_peers(config: ExperimentConfig) -> list[Peer]:
     """Return who trains cooperative navigation."""
-    settings = stable_baselines3_settings(config)
-    return [
-        Peer(
-            "stable-baselines3 PPO with SuperSuit, our settings, local critic", "stable_baselines3", settings
-        )
-    ]
+    return [Peer(SUPERSUIT, "stable_baselines3", stable_baselines3_settings(config))]
 
 
 def rware_peers(config: ExperimentConfig) -> list[Peer]:
@@ -102,7 +106,18 @@ def rware_peers(config: ExperimentConfig) -> list[Peer]:
 
 def balance_peers(config: ExperimentConfig) -> list[Peer]:
     """Return who trains VMAS's balance."""
-    return [Peer("BenchMARL MAPPO, our settings", "benchmarl", benchmarl_settings(config))]
+    return [
+        Peer(BENCHMARL_AS_OURS, "benchmarl", benchmarl_settings(config)),
+        Peer(BENCHMARL, "benchmarl", BENCHMARL_OWN, takes_minutes=True),
+    ]
+
+
+BENCHMARL_OWN: Mapping[str, Any] = {
+    **{"task": "BALANCE", "num_envs": 600, "rollout_length": 100, "num_epochs": 45, "minibatch_size": 4096},
+    **{"learning_rate": 5e-5, "discount": 0.9, "max_grad_norm": 5, "activation": "tanh"},
+    **{"hidden_sizes": [256, 256], "critic_hidden_sizes": [256, 256], "total_env_steps": 10**9},
+}
+"""fine_tuned/vmas/conf/config.yaml of its repository, with its MAPPO and its MLP as its package has them."""
 
 
 def nobody(config: ExperimentConfig) -> list[Peer]:
@@ -118,12 +133,29 @@ TASKS = {
         *("CartPole-v1 natively vectorised, PPO", "cartpole_vector_ppo", 2_000_000, nobody),
         goal=CARTPOLE_GOAL,
     ),
-    "lbf": Task("LBF 8x8-2p-3f, MAPPO", "lbf_mappo", 200_000, lbf_peers),
-    "spread": Task("MPE simple_spread, MAPPO", "mpe_spread_mappo", 60_000, spread_peers, ("mpe2",)),
-    "rware": Task("RWARE tiny-2ag, MAPPO", "rware_mappo", 80_000, rware_peers, ("rware",), peer_max_s=45.0),
+    "lbf": Task("LBF 8x8-2p-3f, MAPPO", "lbf_mappo", 200_000, lbf_peers, wanted={EPYMARL: 3.0}),
+    "spread": Task(
+        "MPE simple_spread, MAPPO",
+        "mpe_spread_mappo",
+        60_000,
+        spread_peers,
+        ("mpe2",),
+        wanted={SUPERSUIT: 3.0},
+    ),
+    "rware": Task(
+        "RWARE tiny-2ag, MAPPO",
+        "rware_mappo",
+        80_000,
+        rware_peers,
+        ("rware",),
+        peer_max_s=45.0,
+        wanted={EPYMARL: 3.0},
+    ),
     "balance": Task(
         *("VMAS balance, 600 environments, MAPPO", "vmas_balance_mappo", 360_000, balance_peers, ("vmas",)),
         peer_max_s=45.0,
+        wanted={BENCHMARL: 10.0, BENCHMARL_AS_OURS: 10.0},
+        returns_after=(60_000, 120_000, 360_000),
     ),
     "pong": Task("Pong, PPO", "pong_ppo", 40_000, nobody, ("ale_py",)),
 }

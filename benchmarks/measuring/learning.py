@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,27 @@ from numpy.typing import NDArray
 
 _WINDOW_EPISODES = 100
 _RESAMPLES = 10_000
+_NEAR = 0.02
 
 
 def first_reached(rows: Sequence[Mapping[str, Any]], goal: float) -> int | None:
-    """Return env_steps at which the mean return of the last 100 training episodes was first >= goal; None if never.
+    """Return env_steps at which the mean return of the last 100 training episodes was first >= goal; None if never."""
+    return next((env_steps for env_steps, mean in _running_means(rows) if mean >= goal), None)
+
+
+def mean_return(rows: Sequence[Mapping[str, Any]], env_steps: int) -> float | None:
+    """Return the mean return of the last 100 training episodes after so many env_steps.
+
+    None where no 100 episodes had ended, or training had. Updates of any size come to within 2 % of `env_steps`.
+    """
+    if not rows or rows[-1]["env_steps"] < env_steps * (1 - _NEAR):
+        return None
+    means = [mean for done, mean in _running_means(rows) if done <= env_steps * (1 + _NEAR)]
+    return means[-1] if means else None
+
+
+def _running_means(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, float]]:
+    """Yield env_steps and the mean return of the last 100 training episodes, from when there are as many.
 
     A row of metrics.jsonl holds the number of episodes that ended in one update's samples and their mean return, so
     an update of which only a part is among the last 100 counts with its mean.
@@ -31,9 +48,8 @@ def first_reached(rows: Sequence[Mapping[str, Any]], goal: float) -> int | None:
             continue
         _, oldest_return = recent[0]
         too_many = (total - _WINDOW_EPISODES) * oldest_return
-        if (sum(number * mean for number, mean in recent) - too_many) / _WINDOW_EPISODES >= goal:
-            return int(row["env_steps"])
-    return None
+        mean = (sum(number * mean for number, mean in recent) - too_many) / _WINDOW_EPISODES
+        yield int(row["env_steps"]), mean
 
 
 def interquartile_mean(values: Sequence[float]) -> float:

@@ -39,11 +39,13 @@ class Peer:
         title: as the table names it.
         name: of its virtual environment below .peers, and of its driver.
         settings: what its driver is told.
+        takes_minutes: for one update: its rate is that of the few that there are, and --quick leaves it out.
     """
 
     title: str
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    takes_minutes: bool = False
 
     @property
     def is_installed(self) -> bool:

@@ -36,19 +36,25 @@ def measure_env_only(overrides: Sequence[str], seed: int, num_processes: int, se
 
 
 def measure_training(
-    overrides: Sequence[str], mode: str, seed: int, env_steps: int, goal: float | None
+    overrides: Sequence[str],
+    mode: str,
+    seed: int,
+    env_steps: int,
+    goal: float | None,
+    *,
+    returns_after: Sequence[int] = (),
 ) -> Outcome:
     """Run the real command, once to the goal, where there is one, and once for `env_steps`, to have a steady rate."""
     settings = [*overrides, f"mode={mode}", f"seed={seed}", "evaluation.episodes=1", "evaluation.num_envs=1"]
-    rates = _train([*settings, f"total_env_steps={env_steps}"], None).rates
-    return Outcome(rates) if goal is None else _train(settings, goal)._replace(rates=rates)
+    found = _train([*settings, f"total_env_steps={env_steps}"], None, returns_after)
+    return found if goal is None else _train(settings, goal)._replace(rates=found.rates)
 
 
-def _train(settings: Sequence[str], goal: float | None) -> Outcome:
+def _train(settings: Sequence[str], goal: float | None, returns_after: Sequence[int] = ()) -> Outcome:
     with tempfile.TemporaryDirectory() as root:
         training = Training(settings, Path(root))
         training.run()
-        return training.watched().outcome(goal)
+        return training.watched().outcome(goal, returns_after)
 
 
 def _start(program: str, arguments: Mapping[str, Any]) -> subprocess.Popen[str]:

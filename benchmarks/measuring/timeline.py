@@ -34,6 +34,17 @@ class Rates(NamedTuple):
     cores: Mapping[str, float]
 
 
+def whole_rates(points: Sequence[Point]) -> Rates:
+    """Return the rates from the first point to the last, start-up and end included.
+
+    Raises:
+        ValueError: they are not apart.
+    """
+    if len(points) < 2 or points[-1].time_s <= points[0].time_s:
+        raise ValueError("no update to measure a rate of")
+    return _between(points[0], points[-1])
+
+
 def middle_rates(points: Sequence[Point]) -> Rates:
     """Return the rates between a quarter and nine tenths of the environment steps.
 
@@ -47,7 +58,10 @@ def middle_rates(points: Sequence[Point]) -> Rates:
     inside = [point for point in points if low <= point.env_steps <= high]
     if len(inside) < 2 or inside[-1].env_steps == inside[0].env_steps:
         raise ValueError(f"too few updates to measure a rate: {len(points)} in all; take more env_steps")
-    first, last = inside[0], inside[-1]
+    return _between(inside[0], inside[-1])
+
+
+def _between(first: Point, last: Point) -> Rates:
     elapsed_s = last.time_s - first.time_s
     return Rates(
         (last.env_steps - first.env_steps) / elapsed_s,

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from measuring.learning import first_reached
-from measuring.timeline import Point, Rates, middle_rates
+from measuring.learning import first_reached, mean_return
+from measuring.timeline import Point, Rates, middle_rates, whole_rates
 
 _POLL_S = 0.05
 _CPU_EVERY_POLLS = 4
@@ -27,12 +27,14 @@ class Outcome(NamedTuple):
         goal_env_steps: at which the goal was first held; None: it was not, or there is none.
         goal_s: from the command's start until then.
         learning_s: from the first environment step until then.
+        returns: mean returns of the last 100 training episodes after the env_steps asked for; None: not reached.
     """
 
     rates: Rates
     goal_env_steps: int | None = None
     goal_s: float | None = None
     learning_s: float | None = None
+    returns: tuple[float | None, ...] = ()
 
 
 class Watched(NamedTuple):
@@ -50,15 +52,38 @@ class Watched(NamedTuple):
     rows: Sequence[Mapping[str, Any]]
     cpu_points: Sequence[Point]
 
-    def outcome(self, goal: float | None) -> Outcome:
-        """Return what it reached; `goal` is a mean return of the last 100 training episodes."""
-        points = [Point(row["time_s"], row["env_steps"], {}) for row in self.rows]
-        rates = Rates(middle_rates(points).env_steps_per_s, middle_rates(self.cpu_points).cores)
+    def outcome(
+        self, goal: float | None, returns_after: Sequence[int] = (), *, is_whole: bool = False
+    ) -> Outcome:
+        """Return what it reached.
+
+        Args:
+            goal: mean return of the last 100 training episodes whose time is wanted.
+            returns_after: env_steps after which that mean is wanted.
+            is_whole: take the rate of all updates, however few, from the first environment step to the last update.
+        """
+        rates = self._whole_rates() if is_whole else self._middle_rates()
+        found = Outcome(rates, returns=tuple(mean_return(self.rows, steps) for steps in returns_after))
         reached = None if goal is None else first_reached(self.rows, goal)
         if reached is None:
-            return Outcome(rates)
+            return found
         time_s = next(row["time_s"] for row in self.rows if row["env_steps"] >= reached)
-        return Outcome(rates, reached, time_s - self.started_s, time_s - self.first_step_s)
+        return found._replace(
+            goal_env_steps=reached, goal_s=time_s - self.started_s, learning_s=time_s - self.first_step_s
+        )
+
+    def _middle_rates(self) -> Rates:
+        return Rates(middle_rates(self._points()).env_steps_per_s, middle_rates(self.cpu_points).cores)
+
+    def _whole_rates(self) -> Rates:
+        points = [Point(self.first_step_s, 0, {}), *self._points()]
+        inside = [
+            point for point in self.cpu_points if self.first_step_s <= point.time_s <= points[-1].time_s
+        ]
+        return Rates(whole_rates(points).env_steps_per_s, whole_rates(inside).cores)
+
+    def _points(self) -> list[Point]:
+        return [Point(row["time_s"], row["env_steps"], {}) for row in self.rows]
 
 
 class RowFile:

@@ -100,6 +100,50 @@ def test_goals_are_held_against_the_best_peer() -> None:
     assert end_to_end.goal_rows("lbf", comparison()) == []
 
 
+def test_goals_against_a_certain_peer_are_held_against_it() -> None:
+    contestants = load("measuring.contestants")
+    results = {
+        **comparison(False),
+        contestants.BENCHMARL: [outcome(0.5)] * 3,
+        contestants.BENCHMARL_AS_OURS: [outcome(10.0)] * 3,
+    }
+    rows = load("end_to_end").goal_rows("balance", results)
+    assert [(row[3], row[4], row[6]) for row in rows] == [
+        (contestants.BENCHMARL, "100.0 x", "reached"),
+        (contestants.BENCHMARL_AS_OURS, "5.0 x", "missed"),
+    ]
+    assert load("end_to_end").goal_rows("balance", comparison()) == []  # such a peer is not installed
+
+
+def test_a_training_of_few_long_updates_has_the_rate_of_the_whole() -> None:
+    point, watching = load("measuring.timeline").Point, load("measuring.watching")
+    rows = [{"time_s": 110.0, "env_steps": 1000, "num_episodes": 100, "episode_return": 2.0}]
+    cpu = [point(t, 0, {"peer": 0.5 * t}) for t in (0.0, 10.0, 60.0, 110.0, 111.0)]
+    watched = watching.Watched(0.0, 10.0, rows, cpu)
+    with pytest.raises(ValueError, match="too few updates"):
+        watched.outcome(None)
+    found = watched.outcome(None, (1000, 2000), is_whole=True)
+    assert found.rates.env_steps_per_s == pytest.approx(10.0)
+    assert found.rates.cores == pytest.approx({"peer": 0.5})
+    assert found.returns == (2.0, None)
+
+
+def test_returns_are_compared_after_equally_many_env_steps() -> None:
+    mean_return = load("measuring.learning").mean_return
+    rows = [{"env_steps": 100 * n, "num_episodes": 50, "episode_return": float(n)} for n in range(1, 11)]
+    assert mean_return(rows, 100) is None  # 50 episodes only
+    assert mean_return(rows, 500) == 4.5
+    assert mean_return(rows, 1015) == 9.5  # to within 2 %
+    assert mean_return(rows, 1100) is None
+    assert mean_return([], 100) is None
+
+
+def test_the_table_of_returns_leaves_out_what_a_repeat_did_not_reach() -> None:
+    return_rows = load("measuring.comparing").return_rows
+    repeats = [outcome(1.0, returns=(0.0, 1.0)), outcome(1.0, returns=(2.0, None))]
+    assert return_rows({"env only": [outcome(1.0)], "a peer": repeats}) == [["a peer", "1", "-"]]
+
+
 def test_rows_of_peers_that_failed_once_are_left_out() -> None:
     repeats = [{"env only": outcome(1.0), "a peer": outcome(1.0)}, {"env only": outcome(2.0)}]
     assert list(load("end_to_end").complete(repeats)) == ["env only"]
