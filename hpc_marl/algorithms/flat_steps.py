@@ -27,7 +27,7 @@ from hpc_marl.algorithms.flat_losses import LossSums
 from hpc_marl.algorithms.flat_parameters import FlatAdam, Layout, aligned_zeros, share_memory
 from hpc_marl.algorithms.flat_rows import FlatRows
 from hpc_marl.algorithms.ranks import Ranks
-from hpc_marl.algorithms.steps import Array, Found, Scalars, Steps
+from hpc_marl.algorithms.steps import Array, Found, Scalars, StepsOnHost
 from hpc_marl.config.algorithm import PPOConfig
 from hpc_marl.data.samples import SampleBatch
 from hpc_marl.policies.actor_critic import ActorCritic
@@ -46,7 +46,7 @@ class Share(NamedTuple):
     """Weight of an agent that is alive: over all ranks' shares weights sum to the number of ranks."""
 
 
-class FlatSteps(Steps[Share]):
+class FlatSteps(StepsOnHost[Share]):
     """See Steps. The model's parameters become views of one vector.
 
     Args:

@@ -8,8 +8,9 @@ stay together, so that what they share (the global state) is computed once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hpc_marl.algorithms.staging import to_device
 from hpc_marl.data.samples import SampleBatch
 from hpc_marl.policies.actor_critic import ActorCritic, NetworkInputs
 
@@ -57,7 +59,7 @@ class TrainingRows:
             yield self
             return
         # one gather for the whole epoch, then views: fewer kernels than a gather per minibatch
-        order = torch.randperm(len(self), generator=generator).to(self.action.device)
+        order = to_device(torch.randperm(len(self), generator=generator), self.action.device)
         shuffled = self.select(order)
         for part in range(count):
             piece = slice(len(self) * part // count, len(self) * (part + 1) // count)
@@ -77,28 +79,35 @@ class BatchTensors:
         model: whose inputs are to be assembled.
         chunk_length: L, for recurrent policies.
         device: where to compute.
+        on_device: those of the batch's arrays that are there already, by name.
     """
 
     def __init__(
-        self, batch: SampleBatch, model: ActorCritic, chunk_length: int, device: torch.device
+        self,
+        batch: SampleBatch,
+        model: ActorCritic,
+        chunk_length: int,
+        device: torch.device,
+        on_device: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         self._batch = batch
         self._device = device
+        self._on_device = on_device
         self._chunk_length = chunk_length
         self.is_recurrent = batch.memory is not None
         absent = absent_agents(batch)
         action = np.where(_expand(batch.alive[:-1], batch.action), batch.action, 0)
         self._action = self.tensor(action if action.dtype == np.float32 else action.astype(np.int64))
         self._all = model.inputs(  # [T+1, E, ...]
-            self.tensor(batch.observation),
-            state=None if batch.state is None else self.tensor(batch.state),
+            self._given("observation"),
+            state=None if batch.state is None else self._given("state"),
             absent=None if absent is None else self.tensor(absent),
-            action_mask=None if batch.action_mask is None else self.tensor(batch.action_mask),
+            action_mask=None if batch.action_mask is None else self._given("action_mask"),
         )
 
     def tensor(self, array: NDArray[Any]) -> Tensor:
-        """Return `array` on the device; on the CPU copied only where it is read-only (torch would warn)."""
-        return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self._device)
+        """Return `array` on the device; see `to_device`."""
+        return to_device(array, self._device)
 
     def arrange(self, values: Tensor) -> Tensor:
         """Return [T, E, ...] as rows [T * E, ...] or sequences [C * E, L, ...]."""
@@ -119,8 +128,8 @@ class BatchTensors:
         inputs = self._all.map(lambda x: self.arrange(x[:-1]))
         if self._batch.memory is None:
             return inputs
-        memory = self.tensor(self._batch.memory).flatten(0, 1)
-        is_first = self.arrange(self.tensor(self._batch.is_first[:-1]))
+        memory = self._given("memory").flatten(0, 1)
+        is_first = self.arrange(self._given("is_first")[:-1])
         return replace(inputs, memory=memory, is_first=is_first)
 
     def final_inputs(self, memory: Tensor | None) -> NetworkInputs:
@@ -133,7 +142,7 @@ class BatchTensors:
         if memory is None:
             return inputs
         last_chunk = memory[-self._batch.num_envs :]
-        is_first = self.tensor(self._batch.is_first[-1])
+        is_first = self._given("is_first")[-1]
         sequences = replace(inputs, is_first=is_first).map(lambda x: x.unsqueeze(1))
         return replace(sequences, memory=last_chunk)
 
@@ -156,6 +165,11 @@ class BatchTensors:
             return rows
         alive = self._batch.alive[:-1].any(axis=2).reshape(-1)
         return rows if alive.all() else rows.select(self.tensor(np.flatnonzero(alive)))
+
+    def _given(self, name: str) -> Tensor:
+        """Return one of the batch's arrays on the device."""
+        found = self._on_device.get(name)
+        return self.tensor(getattr(self._batch, name)) if found is None else found
 
 
 def absent_agents(batch: SampleBatch) -> NDArray[np.bool_] | None:

@@ -9,7 +9,7 @@ Everything is masked by `alive`. Nothing that is not finite reaches the weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from hpc_marl.algorithms.ranks import Moments, Ranks
 from hpc_marl.algorithms.returns import Estimates, Trajectory, gae, vtrace
 from hpc_marl.algorithms.steps import Scalars, Steps
 from hpc_marl.config.algorithm import PPOConfig
+from hpc_marl.config.workers import Precision
 from hpc_marl.data.samples import SampleBatch
 from hpc_marl.errors import CheckpointError
 from hpc_marl.policies.actor_critic import ActorCritic
@@ -64,10 +65,14 @@ class PPO:
         total_env_steps: where an annealed learning rate reaches 0.
         mode: sync or async.
         device: torch device.
+        precision: what networks are learned in; see `hpc_marl.policies.precision`.
+        cuda_graph: whether a GPU gets each minibatch's step in one launch.
         seed: of initial weights and minibatch order.
         num_threads: threads of an update; more than one per free core makes it much slower.
         ranks: the trainers that learn this policy together; None: this one alone.
-        steps: how to make gradient steps; None: `FlatSteps` where they know the networks, else `AutogradSteps`.
+        meanwhile: called once in every update while a GPU learns, when all is launched; it may `stage` a batch.
+        steps: how to make gradient steps; None: `FlatSteps` where they can learn these networks in float32, else
+            `AutogradSteps`.
     """
 
     def __init__(
@@ -78,9 +83,12 @@ class PPO:
         total_env_steps: int,
         mode: Literal["sync", "async"] = "sync",
         device: str = "cpu",
+        precision: Precision = "float32",
+        cuda_graph: bool = False,
         seed: int = 0,
         num_threads: int = 1,
         ranks: Ranks | None = None,
+        meanwhile: Callable[[], object] | None = None,
         steps: type[AutogradSteps] | type[FlatSteps] | None = None,
     ) -> None:
         torch.set_num_threads(num_threads)  # before the first weights: their last bits depend on it
@@ -92,21 +100,37 @@ class PPO:
         self.model = ActorCritic(spec, seed).to(torch.device(device))
         self._ranks = Ranks() if ranks is None else ranks
         if steps is None:
-            steps = FlatSteps if FlatSteps.can_learn(self.model) else AutogradSteps
-        self._steps: Steps[Any] = steps(config, self.model, self._ranks, num_threads)
+            by_hand = precision == "float32" and FlatSteps.can_learn(self.model)
+            steps = FlatSteps if by_hand else AutogradSteps
+        self._steps: Steps[Any]
+        if issubclass(steps, FlatSteps):
+            self._steps = steps(config, self.model, self._ranks, num_threads)
+        else:
+            self._steps = steps(config, self.model, self._ranks, precision=precision, cuda_graph=cuda_graph)
+        if meanwhile is not None:
+            self._steps.meanwhile = meanwhile
         self._moments = RunningMoments() if config.value_normalization != "none" else None
+
+    @property
+    def copies_batches(self) -> bool:
+        """Whether what `stage` returns is in memory of its own, which the given batches may leave at once."""
+        return self._steps.copies_batches
+
+    def stage(self, batches: Sequence[SampleBatch]) -> SampleBatch:
+        """Join batches into one for `update`; where there is a GPU begin to copy it there."""
+        return self._steps.stage(batches)
 
     def update(self, batch: SampleBatch, env_steps_done: int) -> dict[str, float]:
         """Learn from one batch.
 
         Args:
-            batch: T steps of E environments.
+            batch: T steps of E environments; best one that `stage` returned.
             env_steps_done: environment steps trained on before this batch; sets the learning rate.
 
         Returns:
             Metrics of this update, of all ranks together. `skipped_updates` is 1 where a batch held numbers
             that are not finite (or none a live agent) and nothing was learned; `skipped_minibatches` counts
-            steps left out because of such a loss or gradient.
+            steps left out because of such a loss or gradient. On GPUs also how they were used: `DeviceClock`.
         """
         learning_rate = self._learning_rate(env_steps_done)
         self._steps.read(batch)
@@ -122,7 +146,8 @@ class PPO:
             return metrics | {"skipped_updates": 1.0}
         fit_metrics, advantages = self._fit_metrics(targets, alive)
         scalars = Scalars(*self._normalize(targets, alive, advantages), alive.astype(np.float32))
-        return metrics | fit_metrics | self._steps.fit(scalars, self._generator, learning_rate)
+        fitted = self._steps.fit(scalars, self._generator, learning_rate)
+        return metrics | fit_metrics | fitted | self._steps.device_metrics()
 
     @property
     def optimizer_steps(self) -> int:

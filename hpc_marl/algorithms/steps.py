@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hpc_marl.algorithms.ranks import Ranks
 from hpc_marl.config.algorithm import PPOConfig
-from hpc_marl.data.samples import SampleBatch
+from hpc_marl.data.samples import SampleBatch, concatenate
 
 Array = NDArray[np.float32]
 Minibatch = TypeVar("Minibatch")
@@ -68,6 +68,17 @@ class Steps(ABC, Generic[Minibatch]):
         self.optimizer_steps = 0
         self.config = config
         self.ranks = ranks
+        self.meanwhile: Callable[[], object] = lambda: None
+        """Called once in every `fit` of steps that a device makes, while it makes them."""
+
+    @property
+    def copies_batches(self) -> bool:
+        """Whether what `stage` returns is in memory of its own, which the given batches may leave at once."""
+        return False
+
+    def stage(self, batches: Sequence[SampleBatch]) -> SampleBatch:
+        """Join batches into one that `read` takes; where there is a GPU begin to copy it there."""
+        return concatenate(batches)
 
     @abstractmethod
     def read(self, batch: SampleBatch) -> None:
@@ -92,22 +103,21 @@ class Steps(ABC, Generic[Minibatch]):
         """
         self._begin(scalars)
         own = self.ranks.generator(generator)
-        found: list[Found] = []
-        last: list[Found] = []
-        skipped = 0
+        made: list[Any] = []
+        num_before_last = 0
         for epoch in range(self.config.num_epochs):
             watch = epoch == self.config.num_epochs - 1
-            for minibatch in self._minibatches(own):
-                step = self._gradient(minibatch, watch)
-                if not step.is_finite:
-                    skipped += 1
-                    continue
-                self._descend(step.grad_norm, learning_rate)
-                self.optimizer_steps += 1
-                found.append(step)
-                if watch:
-                    last.append(step)
-        return {"skipped_minibatches": float(skipped), **_means(found, last)}
+            num_before_last = len(made)
+            made += [self._step(minibatch, watch, learning_rate) for minibatch in self._minibatches(own)]
+        found = self._found(made)
+        good = [step for step in found if step.is_finite]
+        self.optimizer_steps += len(good)
+        last = [step for step in found[num_before_last:] if step.is_finite]
+        return {"skipped_minibatches": float(len(found) - len(good)), **_means(good, last)}
+
+    def device_metrics(self) -> dict[str, float]:
+        """Return how a GPU was used in the update whose `fit` has returned; {} without one."""
+        return {}
 
     @abstractmethod
     def state(self) -> dict[str, NDArray[Any]]:
@@ -126,13 +136,35 @@ class Steps(ABC, Generic[Minibatch]):
         """Yield one epoch's minibatches; with several ranks as many on each, some maybe empty."""
 
     @abstractmethod
-    def _gradient(self, minibatch: Minibatch, watch: bool) -> Found:
-        """Compute loss and gradient; their means over the ranks.
+    def _step(self, minibatch: Minibatch, watch: bool, learning_rate: float) -> Any:
+        """Make a step down the gradient of a minibatch's loss, clipped; return what `_found` reads.
 
         Args:
             minibatch: this rank's share.
-            watch: whether `kl` and `clipped` are wanted; they are 0 if not.
+            watch: whether `kl` and `clipped` are wanted.
+            learning_rate: of the step.
         """
+
+    @abstractmethod
+    def _found(self, made: list[Any]) -> list[Found]:
+        """Return what the steps were like; devices may do them while this waits."""
+
+
+class StepsOnHost(Steps[Minibatch]):
+    """Steps of which the CPU knows at once what they were like."""
+
+    def _step(self, minibatch: Minibatch, watch: bool, learning_rate: float) -> Found:
+        found = self._gradient(minibatch, watch)
+        if found.is_finite:
+            self._descend(found.grad_norm, learning_rate)
+        return found
+
+    def _found(self, made: list[Found]) -> list[Found]:
+        return made
+
+    @abstractmethod
+    def _gradient(self, minibatch: Minibatch, watch: bool) -> Found:
+        """Compute loss and gradient; their means over the ranks. `kl` and `clipped` are 0 unless `watch`."""
 
     @abstractmethod
     def _descend(self, grad_norm: float, learning_rate: float) -> None:

@@ -9,6 +9,9 @@ from hpc_marl.config.durations import check_duration
 from hpc_marl.config.fields import setting
 from hpc_marl.errors import ConfigError
 
+Precision = Literal["float32", "tf32", "bf16"]
+"""What numbers networks are computed in."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceConfig:
@@ -74,12 +77,38 @@ class TrainerGroupConfig(ResourceConfig):
 
     count: int = setting(1, "trainer workers; actor i sends to trainer i % count", low=1)
     device: str = setting("cpu", "cpu, cuda or cuda:N")
+    precision: Precision = setting(
+        "float32",
+        "tf32: GPUs round what they multiply; bf16: networks in bfloat16, weights, optimiser and loss in float32",
+    )
+    cuda_graph: bool = setting(
+        False,
+        "GPUs: launch each minibatch's step as one CUDA graph; for networks that compute faster than that",
+    )
     batches_per_update: int | None = setting(
         None, "sample batches of one update; null: one of every environment group", low=1
     )
     checkpoint_interval_s: float = setting(30.0, "time between checkpoints", unit="s", low=0.1)
     keep_checkpoints: int = setting(3, "newest checkpoints to keep", low=1)
     max_restarts: int = setting(20, "respawns of the trainer before the run fails", low=0)
+
+    def __post_init__(self) -> None:
+        """Check that the device can do what is wanted of it."""
+        super().__post_init__()
+        is_gpu = self.device.startswith("cuda")
+        if self.precision == "tf32" and not is_gpu:
+            raise ConfigError(
+                f"precision=tf32: only GPUs have TF32, and device={self.device}; use device=cuda, or float32 or bf16"
+            )
+        if self.cuda_graph and not is_gpu:
+            raise ConfigError(
+                f"cuda_graph=true needs a GPU, and device={self.device}; use device=cuda or leave it out"
+            )
+        if self.cuda_graph and self.count > 1:
+            raise ConfigError(
+                f"cuda_graph=true is for one trainer, and count={self.count}: a graph cannot hold what trainers "
+                "exchange; use count=1 or leave it out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -150,6 +150,13 @@ class ActorCritic(nn.Module):
     def actor_weights(self) -> dict[str, NDArray[np.float32]]:
         """Return copies of the actor's weights, as `NumpyActor.load` takes them."""
         tensors = self.actor.state_dict()
+        if next(iter(tensors.values())).device.type == "cpu":
+            return {name: np.array(tensor.numpy(), np.float32, order="C") for name, tensor in tensors.items()}
+        flat = (
+            torch.cat([tensor.reshape(-1) for tensor in tensors.values()]).cpu().numpy()
+        )  # one wait for all
+        parts = np.split(flat, np.cumsum([tensor.numel() for tensor in tensors.values()])[:-1])
         return {
-            name: np.array(tensor.cpu().numpy(), np.float32, order="C") for name, tensor in tensors.items()
+            name: part.reshape(tensor.shape)
+            for (name, tensor), part in zip(tensors.items(), parts, strict=True)
         }

@@ -18,7 +18,7 @@ def mask_logits(logits: Tensor, action_mask: Tensor | None) -> Tensor:
         logits: [..., A].
         action_mask: [..., A] True where allowed; None allows all.
     """
-    return logits if action_mask is None else torch.where(action_mask, logits, MASKED_LOGIT)
+    return logits if action_mask is None else logits.masked_fill(~action_mask, MASKED_LOGIT)
 
 
 def categorical(logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:

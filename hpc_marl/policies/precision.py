@@ -1,0 +1,29 @@
+"""What numbers a GPU (or, for bf16, any device) multiplies in.
+
+float32   as it says, also within convolutions, where torch left to itself takes TF32
+tf32      matrix products and convolutions round their inputs to 10 bits; GPUs from Ampere on
+bf16      networks compute in bfloat16; weights, gradients, the optimiser and the loss stay float32
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from hpc_marl.config.workers import Precision
+
+
+def apply_precision(device: torch.device, precision: Precision) -> None:
+    """Allow or forbid TF32 in this process, whose GPU is `device`; elsewhere there is nothing to say."""
+    if device.type != "cuda":
+        return
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def network_precision(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """Return the context in which networks are to be computed; their backward passes follow by themselves."""
+    if precision != "bf16":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
