@@ -29,7 +29,7 @@ from measuring.reporting import machine_facts
 
 from hpc_marl.base import names
 from hpc_marl.base.name_resolve_file import FileNameResolver
-from hpc_marl.base.rpc_messages import Request, RequestIds, decode_reply, encode_value, result_of
+from hpc_marl.base.rpc_messages import Request, RequestIds, decode_reply, result_of
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.security import create_keyring, load_keyring
 from hpc_marl.base.serialization import encode
@@ -94,7 +94,7 @@ class Plain:
         return self._context.sockets.connect(zmq.DEALER, record.hosts, record.port, record.public_key)
 
     def _ask(self, socket: zmq.Socket[bytes]) -> None:
-        call = Request(self._ids.client, self._ids.next(), "ping", 30_000, "", encode_value({}))
+        call = Request(self._ids.client, self._ids.next(), "ping", 30_000, "", {})
         socket.send_multipart([b"", encode(call)])
         reply = decode_reply(socket.recv_multipart()[1])
         assert result_of(reply) == "READY"

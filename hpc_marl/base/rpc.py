@@ -32,9 +32,12 @@ from typing import Any
 import zmq
 
 from hpc_marl.base.network import own_addresses, resolve_ipv4
-from hpc_marl.base.rpc_channel import PendingReply, RpcChannel, poll_channels, wait_for
-from hpc_marl.base.rpc_handler import ReplyCache, RequestHandler, serve_requests
+from hpc_marl.base.rpc_channel import RpcChannel
+from hpc_marl.base.rpc_handler import RequestHandler, serve_requests
 from hpc_marl.base.rpc_messages import RequestIds
+from hpc_marl.base.rpc_pending import PendingReply
+from hpc_marl.base.rpc_polling import poll_channels, wait_for
+from hpc_marl.base.rpc_replies import ReplyCache
 from hpc_marl.base.security import Keyring, default_keyring
 from hpc_marl.base.sockets import SocketFactory
 from hpc_marl.errors import HpcMarlError

@@ -3,7 +3,7 @@
     submit() -> PendingReply        never blocks
     pollables(), next_wakeup()      what to wait for
     process()                       send, receive, reconnect, expire; resolves PendingReplies
-    poll_channels([...])            waits once for any of them and processes those
+    receive_soon()                  waits for the one reply that is expected, which costs less
 
 A call ends by its deadline in every case. If the connection is lost before, the call is repeated with the same
 id over a new one, and executed at most once. Nothing is sent for a call that has ended. A channel belongs to
@@ -15,15 +15,15 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
-import msgspec
 import zmq
 
-from hpc_marl.base.rpc_messages import Reply, Request, RequestIds, decode_reply, encode_value, result_of
+from hpc_marl.base.rpc_messages import Request, RequestIds, decode_reply, with_time_left
+from hpc_marl.base.rpc_pending import PendingReply
 from hpc_marl.base.serialization import encode
-from hpc_marl.base.socket_monitor import ConnectionMonitor
+from hpc_marl.base.socket_shortcuts import send_of
 from hpc_marl.base.sockets import SocketFactory
 from hpc_marl.errors import (
     BadRequestError,
@@ -38,63 +38,11 @@ from hpc_marl.errors import (
 _logger = logging.getLogger(__name__)
 _FIRST_RECONNECT_S = 0.1
 _MAX_RECONNECT_S = 5.0
-_SOON_MS = 20
+_SOON_S = 0.02
 # As plain integers: libzmq's constants are enums, with which every operation takes a microsecond.
-_NOBLOCK, _SNDMORE, _RCVMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE | zmq.NOBLOCK), int(zmq.RCVMORE)
-_HEARD_LATELY_S = (
-    1.0  # for so long after a reply the connection is taken for alive; `process` finds out if it is not
-)
-
-
-class PendingReply:
-    """One call under way.
-
-    Attributes:
-        counter: its id within the client.
-        command: what was called.
-        kwargs: its arguments, encoded.
-        timeout_s: how long it may take, in seconds.
-        deadline: when it ends at the latest (time.monotonic()).
-        done: whether `result()` can be had.
-        sent: whether it is on its way over the present connection.
-    """
-
-    def __init__(self, counter: int, command: str, kwargs: msgspec.Raw, timeout_s: float) -> None:
-        self.counter = counter
-        self.command = command
-        self.kwargs = kwargs
-        self.timeout_s = timeout_s
-        self.deadline = time.monotonic() + timeout_s
-        self.done = False
-        self.sent = False
-        self._value: Any = None
-        self._error: HpcMarlError | None = None
-
-    def result(self) -> Any:
-        """Return what the handler returned, or raise what the call ended with.
-
-        Raises:
-            HpcMarlError: see `RpcClient.request`.
-            RuntimeError: the call is still under way.
-        """
-        if not self.done:
-            raise RuntimeError(f"the call of {self.command!r} is still under way; poll its channel first")
-        if self._error is not None:
-            raise self._error
-        return self._value
-
-    def resolve(self, reply: Reply) -> None:
-        """End the call with a reply."""
-        try:
-            self._value = result_of(reply)
-        except HpcMarlError as error:
-            self._error = error
-        self.done = True
-
-    def fail(self, error: HpcMarlError) -> None:
-        """End the call without a reply."""
-        self._error = error
-        self.done = True
+_NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE | zmq.NOBLOCK)
+# For so long after a reply the connection is taken for alive; `process` finds out if it is not.
+_HEARD_LATELY_S = 1.0
 
 
 class RpcChannel:
@@ -134,18 +82,19 @@ class RpcChannel:
         self._reconnect_at = time.monotonic()
         self._heard_s = -float("inf")
         self._last_call_s = time.monotonic()
-        self._socket, self._monitor = self._connect()
+        self._connect()
 
-    def _connect(self) -> tuple[zmq.Socket[bytes], ConnectionMonitor]:
+    def _connect(self) -> None:
         # IMMEDIATE would throw away replies not yet read when a server answers and ends, as to `exit`. What it
         # is for, that nothing waits here for a later server, is served by sending on live connections only.
-        return self._sockets.connect_monitored(
+        self._socket, self._monitor = self._sockets.connect_monitored(
             zmq.DEALER,
             self._hosts,
             self._port,
             self._server_public_key,
-            options={zmq.IMMEDIATE: 0, zmq.RCVTIMEO: _SOON_MS},
+            options={zmq.IMMEDIATE: 0, zmq.RCVTIMEO: int(1000 * _SOON_S)},
         )
+        self._send_frame, self._receive_frame = send_of(self._socket), self._socket.recv
 
     @property
     def num_pending(self) -> int:
@@ -173,27 +122,35 @@ class RpcChannel:
         """
         if self._closed:
             raise RpcError(f"the connection to {self.peer} is closed; make a new one")
+        number = self._request_ids.next()
+        call = Request(
+            self._request_ids.client,
+            number,
+            command,
+            max(1, int(1000 * timeout_s)),
+            self._incarnation,
+            cast("dict[str, Any]", kwargs),
+        )
         try:
-            encoded = encode_value(kwargs)
+            payload = encode(call)
         except ProtocolError as error:
-            raise BadRequestError(f"arguments of {command!r}: {error}") from error
-        pending = PendingReply(self._request_ids.next(), command, encoded, timeout_s)
-        payload = self._encode(pending)
-        limit = self._sockets.max_message_bytes
-        if len(payload) > limit:
+            raise BadRequestError(f"arguments of {command!r}: {error.__cause__ or error}") from error
+        if len(payload) > self._sockets.max_message_bytes:
             raise MessageTooLargeError(
-                f"the request {command!r} has {len(payload)} bytes; expected at most {limit}"
+                f"the request {command!r} has {len(payload)} bytes; "
+                f"expected at most {self._sockets.max_message_bytes}"
             )
-        self._last_call_s = time.monotonic()
+        now = self._last_call_s = time.monotonic()
+        pending = self._pending[number] = PendingReply(number, command, payload, timeout_s, now + timeout_s)
         if self._is_resting:
             self._is_resting = False
             self._reconnect()
-        elif self._last_call_s > self._heard_s + _HEARD_LATELY_S:
+        elif now > self._heard_s + _HEARD_LATELY_S:
             self._monitor.observe()
         if self._monitor.refusal is not None:
             self._reconnect()  # The cause may be gone, and libzmq would not find out.
-        self._pending[pending.counter] = pending
-        self._send(pending, payload)
+        if self._monitor.ready and not self._monitor.lost:
+            self._send(pending)
         return pending
 
     def receive_soon(self, pending: PendingReply) -> None:
@@ -201,14 +158,16 @@ class RpcChannel:
 
         Whatever else may happen to the call (its connection is lost, its time is over) is left to `process`.
         """
-        left_ms = int(1000 * (pending.deadline - time.monotonic()))
-        if not pending.sent or self._monitor.lost or left_ms < _SOON_MS or len(self._pending) > 1:
+        if not pending.sent or self._monitor.lost or pending.timeout_s < _SOON_S or len(self._pending) > 1:
             return
         try:
-            frames = [self._socket.recv(), self._socket.recv()]  # those of one message come at once
+            delimiter, frame = (
+                self._receive_frame(),
+                self._receive_frame(),
+            )  # those of one message come at once
         except zmq.Again:
             return
-        self._take_frames(frames)
+        self._take_frame(delimiter, frame)
 
     def pollables(self) -> list[tuple[zmq.Socket[bytes], int]]:
         """Return the sockets to wait for, with zmq.POLLIN/POLLOUT flags."""
@@ -233,9 +192,12 @@ class RpcChannel:
             self._fail(pending, RpcTimeoutError(self._timeout_message(pending)))
         if expired:
             self._reconnect()  # Drops what may still wait in the socket to be sent.
-        for pending in self._pending.values():
-            if not pending.sent:
-                self._send(pending, self._encode(pending))
+        if self._monitor.ready and not self._monitor.lost:
+            for pending in self._pending.values():
+                if not pending.sent:
+                    left_ms = max(1, int(1000 * (pending.deadline - now)))
+                    pending.payload = with_time_left(pending.payload, left_ms)
+                    self._send(pending)
 
     def close(self) -> None:
         """End the connection; calls under way fail. Can be repeated."""
@@ -252,30 +214,34 @@ class RpcChannel:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            self._take_frames(frames)
+            if len(frames) == 2:
+                self._take_frame(*frames)
+            else:
+                self._ignore(f"{len(frames)} frames; expected an empty one and a reply")
 
-    def _take_frames(self, frames: list[bytes]) -> None:
+    def _take_frame(self, delimiter: bytes, frame: bytes) -> None:
+        if delimiter:
+            self._ignore(f"it begins with {len(delimiter)} bytes; expected an empty frame")
+            return
         try:
-            if len(frames) != 2 or frames[0]:
-                raise ProtocolError(f"{len(frames)} frames; expected an empty one and a reply")
-            reply = decode_reply(frames[1])
+            reply = decode_reply(frame)
         except ProtocolError as error:
-            _logger.warning("ignored a message from %s: %s", self.peer, error)
-        else:
-            self._take(reply)
-
-    def _take(self, reply: Reply) -> None:
+            self._ignore(str(error))
+            return
+        pending = self._pending.get(reply.counter)
         # The reply to a call that has ended, or the second reply to a repeated one, has no taker.
-        if reply.client != self._request_ids.client or reply.counter not in self._pending:
+        if pending is None or reply.client != self._request_ids.client:
             return
         self._reconnect_interval_s = _FIRST_RECONNECT_S
         self._heard_s = time.monotonic()
-        pending = self._pending[reply.counter]
         if reply.error is not None and reply.error.kind == "ask_again":
             pending.sent = False
             return
         del self._pending[reply.counter]
         pending.resolve(reply)
+
+    def _ignore(self, reason: str) -> None:
+        _logger.warning("ignored a message from %s: %s", self.peer, reason)
 
     def _watch_connection(self, now: float) -> None:
         self._monitor.observe()
@@ -289,33 +255,18 @@ class RpcChannel:
         elif self._monitor.lost and now >= self._reconnect_at:
             self._reconnect()
 
-    def _send(self, pending: PendingReply, payload: bytes) -> None:
-        if not self._monitor.ready or self._monitor.lost:
-            return
+    def _send(self, pending: PendingReply) -> None:
         try:
-            self._socket.send(b"", _SNDMORE)
-            self._socket.send(payload, _NOBLOCK)
+            self._send_frame(b"", _SNDMORE)
+            self._send_frame(pending.payload, _NOBLOCK)
         except zmq.Again:
             return  # The queue is full; tried again when a reply has come.
         pending.sent = True
 
-    def _encode(self, pending: PendingReply) -> bytes:
-        deadline_ms_left = max(1, int(1000 * (pending.deadline - time.monotonic())))
-        return encode(
-            Request(
-                self._request_ids.client,
-                pending.counter,
-                pending.command,
-                deadline_ms_left,
-                self._incarnation,
-                pending.kwargs,
-            )
-        )
-
     def _reconnect(self) -> None:
         self._heard_s = -float("inf")
         self._disconnect()
-        self._socket, self._monitor = self._connect()
+        self._connect()
         # A server that drops every connection must not be asked in a tight loop.
         self._reconnect_at = time.monotonic() + self._reconnect_interval_s * random.uniform(0.8, 1.2)
         self._reconnect_interval_s = min(2 * self._reconnect_interval_s, _MAX_RECONNECT_S)
@@ -336,34 +287,3 @@ class RpcChannel:
             f"no reply from {self.peer} to {pending.command!r} within {pending.timeout_s:g} s: "
             f"{self._monitor.state}{busy}"
         )
-
-
-def poll_channels(channels: Collection[RpcChannel], timeout_s: float | None = None) -> None:
-    """Wait until something happens to a call under way (or `timeout_s` is over), then process what is due.
-
-    Returns at once if no call is under way and no timeout is given.
-    """
-    active = [channel for channel in channels if channel.num_pending]
-    wakeups = [wakeup for channel in active if (wakeup := channel.next_wakeup()) is not None]
-    limits = [max(0.0, min(wakeups) - time.monotonic())] if wakeups else []
-    if timeout_s is not None:
-        limits.append(timeout_s)
-    poller = zmq.Poller()
-    owners: dict[zmq.Socket[bytes], RpcChannel] = {}
-    for channel in active:
-        for socket, flags in channel.pollables():
-            poller.register(socket, flags)
-            owners[socket] = channel
-    # Rounded up: waking a fraction of a millisecond early would spin until the time has come.
-    ready = poller.poll(int(1000 * min(limits)) + 1) if limits else []
-    now = time.monotonic()
-    due = {id(owners[socket]): owners[socket] for socket, _ in ready}
-    due.update({id(c): c for c in active if (wakeup := c.next_wakeup()) is not None and wakeup <= now})
-    for channel in due.values():
-        channel.process()
-
-
-def wait_for(channels: Collection[RpcChannel], finished: Callable[[], bool]) -> None:
-    """Poll `channels` until `finished()`; where that asks for replies to be done, their deadlines end it."""
-    while not finished():
-        poll_channels(channels)

@@ -12,14 +12,15 @@ import inspect
 import time
 import traceback
 import uuid
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import zmq
 
-from hpc_marl.base.rpc_messages import Request, decode_kwargs, decode_request, error_reply, value_reply
-from hpc_marl.base.serialization import Buffer
+from hpc_marl.base.rpc_messages import AnyRequest, Reply, decode_kwargs, decode_request, error_reply
+from hpc_marl.base.rpc_replies import ReplyCache
+from hpc_marl.base.serialization import Buffer, encode
+from hpc_marl.base.socket_shortcuts import Send, send_of
 from hpc_marl.base.sockets import CONTROL_MAX_MESSAGE_BYTES
 from hpc_marl.errors import ProtocolError
 
@@ -30,63 +31,6 @@ _EVENTS, _POLLIN, _RCVTIMEO, _RCVMORE = int(zmq.EVENTS), int(zmq.POLLIN), int(zm
 # more, because the kernel then sets a timer for every wait.
 _LINGER_MS = 5
 _ASK_AGAIN_S = 0.01  # how well it must be known since when requests may be queued
-
-
-class ReplyCache:
-    """The last replies of every client, bounded per client, in clients and in bytes.
-
-    Args:
-        max_per_client: replies kept per client.
-        max_clients: clients kept; the one heard from least recently goes first.
-        max_bytes: of all replies together.
-    """
-
-    def __init__(self, max_per_client: int = 256, max_clients: int = 256, max_bytes: int = 32 << 20) -> None:
-        self._max_per_client = max_per_client
-        self._max_clients = max_clients
-        self._max_bytes = max_bytes
-        self._clients: OrderedDict[str, OrderedDict[int, bytes]] = OrderedDict()
-        self._highest_dropped: dict[str, int] = {}
-        self.num_bytes = 0
-
-    def get(self, client: str, counter: int) -> bytes | None:
-        """Return the reply to a request answered before, None if there is none here."""
-        replies = self._clients.get(client)
-        return None if replies is None else replies.get(counter)
-
-    def is_forgotten(self, client: str, counter: int) -> bool:
-        """Return whether a request without a reply here may have been answered before."""
-        return counter <= self._highest_dropped.get(client, -1)
-
-    def put(self, client: str, counter: int, reply: bytes) -> None:
-        """Keep (or replace) the reply to one request."""
-        replies = self._clients.get(client)
-        if replies is None:
-            replies = self._clients[client] = OrderedDict()
-        self._clients.move_to_end(client)
-        self.num_bytes += len(reply) - len(replies.get(counter, b""))
-        replies[counter] = reply
-        if len(replies) > self._max_per_client:
-            self._drop_oldest(client)
-        while len(self._clients) > self._max_clients:
-            oldest_client, dropped = self._clients.popitem(last=False)
-            self._highest_dropped.pop(oldest_client, None)
-            self.num_bytes -= sum(map(len, dropped.values()))
-        while self.num_bytes > self._max_bytes and self._drop_oldest(next(iter(self._clients))):
-            pass
-
-    def _drop_oldest(self, client: str) -> bool:
-        replies = self._clients[client]
-        if not replies:
-            # Emptied by the byte limit: look at the next least recent client, as long as there is one.
-            client = next((name for name, kept in self._clients.items() if kept), "")
-            if not client:
-                return False
-            replies = self._clients[client]
-        counter, reply = replies.popitem(last=False)
-        self.num_bytes -= len(reply)
-        self._highest_dropped[client] = max(counter, self._highest_dropped.get(client, -1))
-        return True
 
 
 class RequestHandler:
@@ -130,66 +74,58 @@ class RequestHandler:
             waited_s: how long it may have waited here, at most. A call that may have ended meanwhile is not
                 run; if it has not ended, its client sends it again at once.
         """
-        reply, executed = self.answer(payload, waited_s)
-        if executed is not None:
-            self.remember(executed, reply)
-        return reply
-
-    def answer(self, payload: Buffer, waited_s: float) -> tuple[bytes, Request | None]:
-        """Do as `handle`, but leave it to the caller to `remember` the reply, if a request is returned with it."""
         try:
             request = decode_request(payload)
         except ProtocolError as error:
-            return error_reply(None, "protocol", f"request refused: {error}"), None
+            return error_reply(None, "protocol", f"request refused: {error}")
         if request.incarnation and request.incarnation != self.incarnation:
             message = (
                 f"incarnation {request.incarnation} is no more, this is {self.incarnation}; look it up again"
             )
-            return error_reply(request, "stale_peer", message), None
-        known = self._replies.get(request.client, request.counter)
-        if known is not None:
-            return known, None
-        if self._replies.is_forgotten(request.client, request.counter):
-            message = f"the reply to this {request.command!r} is not kept any more; not run again"
-            return error_reply(request, "forgotten", message), None
+            return error_reply(request, "stale_peer", message)
+        if not self._replies.is_new(request.client, request.counter):
+            known = self._replies.get(request.client, request.counter)
+            if known is not None:
+                return known
+            if self._replies.is_forgotten(request.client, request.counter):
+                message = f"the reply to this {request.command!r} is not kept any more; not run again"
+                return error_reply(request, "forgotten", message)
         if request.deadline_ms_left <= 1000 * waited_s:
             message = f"{request.command!r} waited {waited_s:.3g} s; not run"
-            return error_reply(request, "ask_again", message), None
+            return error_reply(request, "ask_again", message)
         return self._execute(request)
 
-    def remember(self, request: Request, reply: bytes) -> None:
-        """Keep the reply to a request that was executed: a retry gets it, and runs nothing."""
-        self._replies.put(request.client, request.counter, reply)
-
-    def _execute(self, request: Request) -> tuple[bytes, Request | None]:
+    def _execute(self, request: AnyRequest) -> bytes:
         handler = self._handlers.get(request.command)
         if handler is None:
             known = ", ".join(self.commands) or "none"
             return error_reply(
                 request, "unknown_command", f"unknown command {request.command!r}; known: {known}"
-            ), None
+            )
         try:
             kwargs = decode_kwargs(request)
-            handler.check(kwargs)
+            if not handler.required <= kwargs.keys() <= handler.known:
+                handler.check(kwargs)
         except (ProtocolError, TypeError) as error:
-            return error_reply(request, "bad_request", f"{request.command}{handler.text}: {error}"), None
+            return error_reply(request, "bad_request", f"{request.command}{handler.text}: {error}")
         reply = b""
         try:
             reply = self._run(request, handler.run, kwargs)
         finally:
             if not reply:  # interrupted: the call is answered, and a retry must not run it again
                 interrupted = f"{request.command!r} was interrupted"
-                self.remember(request, error_reply(request, "remote_error", interrupted, "Interrupted"))
-        return reply, request
+                reply = error_reply(request, "remote_error", interrupted, "Interrupted")
+            self._replies.put(request.client, request.counter, reply)
+        return reply
 
-    def _run(self, request: Request, function: Callable[..., Any], kwargs: dict[str, Any]) -> bytes:
+    def _run(self, request: AnyRequest, function: Callable[..., Any], kwargs: dict[str, Any]) -> bytes:
         try:
             result = function(**kwargs)
         except Exception as error:  # noqa: BLE001  The server outlives every handler; the caller sees the error.
             text = "".join(traceback.format_exception(error))
             return error_reply(request, "remote_error", str(error), type(error).__name__, text)
         try:
-            reply = value_reply(request, result)
+            reply = encode(Reply(request.client, request.counter, None, result))
         except ProtocolError as error:
             message = f"{request.command!r} returned a {type(result).__name__} that cannot be sent: {error}"
             return error_reply(request, "remote_error", message, type(error).__name__)
@@ -210,8 +146,9 @@ class _Handler:
             self._signature = None  # Some functions written in C do not tell what they take.
         parameters = list(self._signature.parameters.values()) if self._signature else []
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        self._known = frozenset(parameter.name for parameter in named)
-        self._required = frozenset(p.name for p in named if p.default is p.empty)
+        # `check` takes longer than all else that is done for a call, so what is seen to fit is not asked about.
+        self.known = frozenset(parameter.name for parameter in named)
+        self.required = frozenset(p.name for p in named if p.default is p.empty)
 
     @property
     def text(self) -> str:
@@ -220,8 +157,7 @@ class _Handler:
 
     def check(self, kwargs: Mapping[str, Any]) -> None:
         """Raise TypeError where the function does not take these arguments."""
-        # `bind` takes longer than all else that is done for a call, so what is seen to fit is not asked about.
-        if self._signature is not None and not self._required <= kwargs.keys() <= self._known:
+        if self._signature is not None:
             self._signature.bind(**kwargs)
 
 
@@ -243,14 +179,16 @@ def serve_requests(
         if not wait_ms:
             return 0
     socket.set(_RCVTIMEO, wait_ms)
+    receive, send = socket.recv, send_of(socket)
     for num_answered in range(limit):
-        # Waiting inside `recv` saves what `poll` costs between a request's arrival and its answer.
-        payload = _receive(socket)
-        now = time.monotonic()
-        if payload is None:
-            handler.queue_was_empty_at = now
+        try:
+            # Waiting inside `recv` saves what `poll` costs between a request's arrival and its answer.
+            payload = receive()
+        except zmq.Again:
+            handler.queue_was_empty_at = time.monotonic()
             return num_answered
-        _answer(socket, handler, payload, now - handler.queue_was_empty_at)
+        now = time.monotonic()
+        _answer(socket, send, handler, payload, now - handler.queue_was_empty_at)
         if num_answered == 0:
             socket.set(_RCVTIMEO, min(wait_ms, _LINGER_MS))
         is_unsure = not wait_ms or now - handler.queue_was_empty_at > _ASK_AGAIN_S
@@ -261,27 +199,28 @@ def serve_requests(
     return limit
 
 
-def _answer(socket: zmq.Socket[bytes], handler: RequestHandler, payload: bytes, waited_s: float) -> None:
-    reply = executed = None
+def _answer(
+    socket: zmq.Socket[bytes], send: Send, handler: RequestHandler, payload: bytes, waited_s: float
+) -> None:
+    reply = b""
     try:
-        reply, executed = handler.answer(payload, waited_s)
+        reply = handler.handle(payload, waited_s)
     finally:
         # A REP socket that was left unanswered would be stuck, so an interrupt is answered too.
+        reply = reply or handler.handle(payload)
         try:
-            socket.send(handler.handle(payload) if reply is None else reply)
-        finally:
-            if executed is not None and reply is not None:  # while the answer is on its way
-                handler.remember(executed, reply)
+            send(reply)
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EFSM:
+                raise
+            _read_rest(socket)
+            send(reply)
 
 
-def _receive(socket: zmq.Socket[bytes]) -> bytes | None:
-    """Return the next request, b"" for one of several frames; None where none comes in time."""
-    try:
-        payload = socket.recv()
-    except zmq.Again:
-        return None
-    if not socket.get(_RCVMORE):
-        return payload
+def _read_rest(socket: zmq.Socket[bytes]) -> None:
+    """Read the rest of a request of several frames, which none of ours is: it counts by its first one.
+
+    libzmq takes no answer before. To ask whether there are more frames would cost as much as a small handler.
+    """
     while socket.get(_RCVMORE):
         socket.recv()
-    return b""

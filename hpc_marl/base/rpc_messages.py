@@ -1,18 +1,20 @@
 """The RPC wire: one request frame, one reply frame, and how errors travel.
 
-Kwargs and results stay encoded inside the envelope until its ids have been judged. Exceptions travel as kind,
-message, type name and traceback text; no class named by the other side is ever looked up.
+A message is decoded in one pass. Where its kwargs or its result cannot be, the envelope around them still says whose
+call that is, so that this call fails and no other. Exceptions travel as kind, message, type name and traceback text;
+no class named by the other side is ever looked up.
 """
 
 from __future__ import annotations
 
 import itertools
 import uuid
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
-from hpc_marl.base.serialization import Buffer, decode, encode
+from hpc_marl.base.serialization import Buffer, decode, decoder, encode
 from hpc_marl.errors import (
     BadRequestError,
     HpcMarlError,
@@ -30,7 +32,15 @@ _MAX_ERROR_TEXT_CHARS = 4_000
 _MAX_TRACEBACK_CHARS = 8_000
 
 
-class Request(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class _RequestEnvelope(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    client: _Identity
+    counter: Annotated[int, msgspec.Meta(ge=0)]
+    command: Annotated[str, msgspec.Meta(max_length=256)]
+    deadline_ms_left: int
+    incarnation: _Identity
+
+
+class Request(_RequestEnvelope, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One call.
 
     Attributes:
@@ -39,14 +49,15 @@ class Request(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
         command: which handler to run.
         deadline_ms_left: how long the caller still waits, counted from when this copy was sent.
         incarnation: the life of the server that is meant, "" for whichever is there.
-        kwargs: the handler's keyword arguments, encoded.
+        kwargs: the handler's keyword arguments.
     """
 
-    client: _Identity
-    counter: Annotated[int, msgspec.Meta(ge=0)]
-    command: Annotated[str, msgspec.Meta(max_length=256)]
-    deadline_ms_left: int
-    incarnation: _Identity
+    kwargs: dict[str, Any]
+
+
+class SealedRequest(_RequestEnvelope, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The same bytes as a `Request`, with kwargs that stay encoded."""
+
     kwargs: msgspec.Raw
 
 
@@ -59,14 +70,26 @@ class ReplyError(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     remote_traceback: str = ""
 
 
-class Reply(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One answer; echoes the request's id. `value` is the encoded result, meaningless beside an error."""
-
+class _ReplyEnvelope(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     client: _Identity
     counter: int
     error: ReplyError | None
+
+
+class Reply(_ReplyEnvelope, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One answer; echoes the request's id. `value` is the result, meaningless beside an error."""
+
+    value: Any
+
+
+class SealedReply(_ReplyEnvelope, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The same bytes as a `Reply`, with a result that stays encoded."""
+
     value: msgspec.Raw
 
+
+AnyRequest: TypeAlias = Request | SealedRequest
+AnyReply: TypeAlias = Reply | SealedReply
 
 ERROR_KINDS: dict[str, type[HpcMarlError]] = {
     "protocol": ProtocolError,
@@ -79,53 +102,51 @@ ERROR_KINDS: dict[str, type[HpcMarlError]] = {
     "forgotten": RpcError,
 }
 
-_NO_VALUE = encode(None)
 _Kwargs = dict[str, Any]
+_as_request, _as_reply = decoder(Request), decoder(Reply)
 
 
 class RequestIds:
-    """Hands out request ids of one client incarnation; share one among the channels of a process."""
+    """Hands out request ids of one client incarnation; share one among the channels of a process.
+
+    Attributes:
+        client: the incarnation.
+        next: returns the next counter.
+    """
 
     def __init__(self) -> None:
         self.client = uuid.uuid4().hex
-        self._counter = itertools.count(1)
-
-    def next(self) -> int:
-        """Return the next counter."""
-        return next(self._counter)
+        self.next: Callable[[], int] = itertools.count(1).__next__
 
 
-def encode_value(value: Any) -> msgspec.Raw:
-    """Return kwargs or a result, ready to be put into an envelope.
-
-    Raises:
-        ProtocolError: it holds something that may not travel.
-    """
-    return msgspec.Raw(encode(value))
-
-
-def decode_request(payload: Buffer) -> Request:
-    """Return the envelope in `payload`. Raises ProtocolError."""
-    return decode(payload, Request)
+def decode_request(payload: Buffer) -> AnyRequest:
+    """Return the call in `payload`, sealed where its kwargs are not decodable. Raises ProtocolError."""
+    try:
+        return _as_request(payload)
+    except ProtocolError:
+        return decode(payload, SealedRequest)
 
 
-def decode_reply(payload: Buffer) -> Reply:
-    """Return the envelope in `payload`. Raises ProtocolError."""
-    return decode(payload, Reply)
+def decode_reply(payload: Buffer) -> AnyReply:
+    """Return the answer in `payload`, sealed where its result is not decodable. Raises ProtocolError."""
+    try:
+        return _as_reply(payload)
+    except ProtocolError:
+        return decode(payload, SealedReply)
 
 
-def decode_kwargs(request: Request) -> dict[str, Any]:
+def decode_kwargs(request: AnyRequest) -> dict[str, Any]:
     """Return the keyword arguments of a request. Raises ProtocolError."""
-    return decode(memoryview(request.kwargs), _Kwargs)
+    return request.kwargs if isinstance(request, Request) else decode(memoryview(request.kwargs), _Kwargs)
 
 
-def value_reply(request: Request, value: Any) -> bytes:
-    """Return the encoded reply with a result. Raises ProtocolError where it may not travel."""
-    return encode(Reply(request.client, request.counter, None, encode_value(value)))
+def with_time_left(payload: Buffer, deadline_ms_left: int) -> bytes:
+    """Return the same request for another try, with the time that is left now. Raises ProtocolError."""
+    return encode(msgspec.structs.replace(decode(payload, SealedRequest), deadline_ms_left=deadline_ms_left))
 
 
 def error_reply(
-    request: Request | None, kind: str, message: str, remote_type: str = "", remote_traceback: str = ""
+    request: AnyRequest | None, kind: str, message: str, remote_type: str = "", remote_traceback: str = ""
 ) -> bytes:
     """Return the encoded reply with an error; long texts are cut so that it fits any channel."""
     error = ReplyError(
@@ -135,10 +156,10 @@ def error_reply(
         remote_traceback[-_MAX_TRACEBACK_CHARS:],  # The innermost frames, which are last, say most.
     )
     client, counter = (request.client, request.counter) if request else ("", 0)
-    return encode(Reply(client, counter, error, msgspec.Raw(_NO_VALUE)))
+    return encode(Reply(client, counter, error, None))
 
 
-def result_of(reply: Reply) -> Any:
+def result_of(reply: AnyReply) -> Any:
     """Return the result in a reply, or raise its error.
 
     Raises:
@@ -146,7 +167,7 @@ def result_of(reply: Reply) -> Any:
         ProtocolError: the result does not decode.
     """
     if reply.error is None:
-        return decode(memoryview(reply.value), Any)
+        return reply.value if isinstance(reply, Reply) else decode(memoryview(reply.value), Any)
     error = reply.error
     if error.kind == "remote_error":
         raise RemoteError(error.message, error.remote_type, error.remote_traceback)

@@ -10,6 +10,7 @@ Whatever the bytes, decoding ends with a value of the expected type or with `Pro
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, cast
 
@@ -62,7 +63,7 @@ def encode(value: Any) -> bytes:
         ProtocolError: it holds something that may not travel, such as an arbitrary object.
     """
     try:
-        return _encoder().encode(value)
+        return _encode(value)
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ProtocolError(f"a {type(value).__name__} cannot be sent: {error}") from error
 
@@ -75,11 +76,26 @@ def decode(data: Buffer, expected: type[T]) -> T:
     Raises:
         ProtocolError: `data` is not exactly one such value.
     """
-    try:
-        result: T = _decoder(cast(Any, expected)).decode(data)
-    except _DECODING_ERRORS as error:
-        raise ProtocolError(f"not a {getattr(expected, '__name__', expected)}: {error}") from error
-    return result
+    return decoder(expected)(data)
+
+
+def decoder(expected: type[T]) -> Callable[[Buffer], T]:
+    """Return `decode` for values of one type, for those who decode many."""
+    made: Callable[[Buffer], T] = _decoder(cast(Any, expected))
+    return made
+
+
+@lru_cache(maxsize=256)
+def _decoder(expected: Any) -> Callable[[Buffer], Any]:
+    decode_one = msgspec.msgpack.Decoder(expected, ext_hook=_decode_extension).decode
+
+    def decode_expected(data: Buffer) -> Any:
+        try:
+            return decode_one(data)
+        except _DECODING_ERRORS as error:
+            raise ProtocolError(f"not a {getattr(expected, '__name__', expected)}: {error}") from error
+
+    return decode_expected
 
 
 def number_dtype(code: str) -> np.dtype[Any]:
@@ -129,16 +145,6 @@ def _array_view(layout: _ArrayLayout, content: Any) -> npt.NDArray[Any]:
     return array
 
 
-@lru_cache(maxsize=1)
-def _encoder() -> msgspec.msgpack.Encoder:
-    return msgspec.msgpack.Encoder(enc_hook=_encode_numpy)
-
-
-@lru_cache(maxsize=256)
-def _decoder(expected: Any) -> msgspec.msgpack.Decoder[Any]:
-    return msgspec.msgpack.Decoder(expected, ext_hook=_decode_extension)
-
-
 def _encode_numpy(value: Any) -> Any:
     # Processes that send no arrays never load numpy, which would take a third of their start.
     import numpy as np
@@ -152,6 +158,9 @@ def _encode_numpy(value: Any) -> Any:
     raise TypeError(
         f"{type(value).__module__}.{type(value).__qualname__} is neither a plain value nor a numeric array"
     )
+
+
+_encode = msgspec.msgpack.Encoder(enc_hook=_encode_numpy).encode
 
 
 def _decode_extension(code: int, content: memoryview) -> Any:

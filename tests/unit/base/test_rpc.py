@@ -17,7 +17,7 @@ import zmq
 from zmq.utils import z85
 
 from hpc_marl.base.rpc import RpcChannel, RpcClient, RpcServer, poll_channels, wait_for
-from hpc_marl.base.rpc_messages import Reply, RequestIds, decode_request, encode_value
+from hpc_marl.base.rpc_messages import Reply, RequestIds, decode_request
 from hpc_marl.base.security import Keyring
 from hpc_marl.base.serialization import encode
 from hpc_marl.base.sockets import SocketFactory
@@ -310,7 +310,7 @@ def test_replies_that_answer_nothing_are_ignored(sockets: SocketFactory) -> None
         poll_channels([channel], timeout_s=0.01)
     routing_id, _, payload = bound.socket.recv_multipart()
     counter = decode_request(payload).counter
-    wrong = encode_value("wrong")
+    wrong = "wrong"
     for frames in (
         [b""],
         [b"", b"garbage"],
@@ -318,7 +318,7 @@ def test_replies_that_answer_nothing_are_ignored(sockets: SocketFactory) -> None
         [b"", encode(Reply(ids.client, counter, None, wrong)), b""],
         [b"", encode(Reply(ids.client, counter + 1, None, wrong))],
         [b"", encode(Reply("another client", counter, None, wrong))],
-        [b"", encode(Reply(ids.client, counter, None, encode_value("right")))],
+        [b"", encode(Reply(ids.client, counter, None, "right"))],
         [b"", encode(Reply(ids.client, counter, None, wrong))],
     ):
         bound.socket.send_multipart([routing_id, *frames])

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from hpc_marl.base.rpc_handler import ReplyCache, RequestHandler
-from hpc_marl.base.rpc_messages import Request, RequestIds, decode_reply, encode_value, result_of
+from hpc_marl.base.rpc_handler import RequestHandler
+from hpc_marl.base.rpc_messages import Request, RequestIds, decode_reply, result_of
+from hpc_marl.base.rpc_replies import ReplyCache
 from hpc_marl.base.serialization import encode
 from hpc_marl.errors import (
     BadRequestError,
@@ -32,7 +33,7 @@ class Caller:
         self, command: str, counter: int | None = None, incarnation: str = "", **kwargs: Any
     ) -> bytes:
         number = self.ids.next() if counter is None else counter
-        return encode(Request(self.ids.client, number, command, 1000, incarnation, encode_value(kwargs)))
+        return encode(Request(self.ids.client, number, command, 1000, incarnation, kwargs))
 
     def call(self, command: str, **kwargs: Any) -> Any:
         return result_of(decode_reply(self.handler.handle(self.payload(command, **kwargs))))

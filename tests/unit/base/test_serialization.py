@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_marl.base.rpc_messages import Reply, Request, RequestIds, decode_kwargs, encode_value, result_of
+from hpc_marl.base.rpc_messages import (
+    Reply,
+    Request,
+    RequestIds,
+    SealedReply,
+    SealedRequest,
+    decode_kwargs,
+    result_of,
+)
 from hpc_marl.base.serialization import decode, encode, number_dtype
 from hpc_marl.errors import HpcMarlError, ProtocolError
 
@@ -187,11 +195,11 @@ def a_request() -> bytes:
         "array": np.arange(6, dtype=np.float32),
         "d": {"e": {"f": -5}},
     }
-    return encode(Request(RequestIds().client, 3, "foo", 1000, "", encode_value(kwargs)))
+    return encode(Request(RequestIds().client, 3, "foo", 1000, "", kwargs))
 
 
 def a_reply() -> bytes:
-    return encode(Reply(RequestIds().client, 3, None, encode_value({"a": np.zeros((2, 2)), "l": [1, "é"]})))
+    return encode(Reply(RequestIds().client, 3, None, ({"a": np.zeros((2, 2)), "l": [1, "é"]})))
 
 
 def mutate(message: bytes, random_numbers: random.Random) -> bytes:
@@ -217,15 +225,15 @@ def mutate(message: bytes, random_numbers: random.Random) -> bytes:
 def assert_only_protocol_errors(data: bytes) -> int:
     """Decode `data` in every way; return how often it was refused. Any other exception fails the test."""
     refused = 0
-    for expected in (Any, dict[str, Any], Request, Reply):
+    for expected in (Any, dict[str, Any], Request, SealedRequest, Reply, SealedReply):
         try:
             message = decode(data, expected)
-            if isinstance(message, Request):
+            if isinstance(message, SealedRequest):
                 decode_kwargs(message)
         except ProtocolError:
             refused += 1
         else:
-            if isinstance(message, Reply):
+            if isinstance(message, SealedReply):
                 try:
                     result_of(message)
                 except HpcMarlError:
