@@ -36,7 +36,7 @@ TRAINER_RESTART = "trainer_restart"
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 
 
-class Tally(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Tally(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """A number of batches and what is in them."""
 
     batches: _Count = 0
@@ -154,10 +154,10 @@ class Ledger:
         Raises:
             ProtocolError: the numbers contradict each other or what was received earlier; nothing is booked.
         """
-        lowest = min(seq, batch.env_steps, batch.agent_steps, before.env_steps, before.agent_steps)
-        if lowest < 0 or batch.batches != 1 or before.batches != seq:
+        is_sound = batch.env_steps >= 0 <= batch.agent_steps and before.env_steps >= 0 <= before.agent_steps
+        if not is_sound or not 0 <= seq == before.batches or batch.batches != 1:
             raise ProtocolError(f"batch {seq} of stream {stream} counts {batch} after {before}")
-        account = self._open(stream)
+        account = self._accounts.get(stream) or self._open(stream)
         if account is None or account.ended or seq < account.produced.batches:
             self._ignored += 1
             return False
@@ -169,11 +169,9 @@ class Ledger:
 
     def next_seq(self, stream: str) -> int | None:
         """Return the number of the batch that a stream's sender has to send next; None for a stream that has ended."""
-        if stream in self._ended_streams:
-            return None
         account = self._accounts.get(stream)
         if account is None:
-            return 0
+            return None if stream in self._ended_streams else 0
         return None if account.ended else account.produced.batches
 
     def produced(self, stream: str, total: Tally) -> None:
@@ -208,7 +206,8 @@ class Ledger:
         """
         account, tally = self._settle(stream, seq)
         account.consumed += tally
-        self._fold(stream, account)
+        if account.ended:
+            self._fold(stream, account)
 
     def dropped(self, stream: str, seq: int, reason: str) -> None:
         """Book that the batch was thrown away.
@@ -218,7 +217,8 @@ class Ledger:
         """
         account, tally = self._settle(stream, seq)
         account.drop(reason, tally)
-        self._fold(stream, account)
+        if account.ended:
+            self._fold(stream, account)
 
     def balance(self) -> LedgerTotals:
         """Return the sums over all streams."""

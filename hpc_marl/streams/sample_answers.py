@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 import zmq
 
 from hpc_marl.base import serialization
 from hpc_marl.streams.sample_credits import CreditBook
 from hpc_marl.streams.sample_messages import Credit, ReceiverMessage
-from hpc_marl.streams.sample_peer import Peer
+from hpc_marl.streams.sample_peer import Peer, Shared
 
 PATIENCE_S = 0.001
 """How long a release by ZMQ may wait for others, to go in one message with them."""
@@ -43,32 +43,42 @@ class Answers:
         self._credits = credit_book
         self._ignored = ignored
         self._pending: dict[str, list[int]] = {}
+        """What is released and was not yet said by ZMQ."""
+        self._lanes: dict[Peer, Shared] = {}
+        """Those in whose lane something was released."""
         self._due_s = 0.0
 
     def release(self, peer: Peer, seq: int) -> None:
         """Give the slot of a batch back; `tell` follows."""
-        slot = peer.held.pop(seq)
-        if peer.shared is not None:
-            peer.shared.lane.release(slot, seq)
-            self._pending.setdefault(peer.hello.stream, [])
+        slot, shared = peer.held.pop(seq), peer.shared
+        if shared is not None:
+            shared.lane.release(slot, seq)
+            self._lanes[peer] = shared
             return
         if not self._pending:
             self._due_s = time.monotonic() + PATIENCE_S
-        self._pending.setdefault(peer.hello.stream, []).append(seq)
+        self._pending.setdefault(peer.stream, []).append(seq)
 
     @property
     def are_waiting(self) -> bool:
         """Whether some are yet to be sent."""
         return bool(self._pending)
 
-    def tell(self, changed: Iterable[str], *, now: bool = False) -> None:
+    def tell(self, changed: Collection[str], *, now: bool = False) -> None:
         """Send what is due: to all whose grant has changed, and releases that are enough or have waited long enough.
 
         Args:
             changed: streams with a new grant.
             now: send all releases.
         """
-        now = now or (bool(self._pending) and time.monotonic() >= self._due_s)
+        for peer, shared in self._lanes.items():
+            if self._peers.get(peer.stream) is peer:
+                shared.publish()
+        self._lanes.clear()
+        if self._pending or changed:
+            self._tell(changed, now or (bool(self._pending) and time.monotonic() >= self._due_s))
+
+    def _tell(self, changed: Collection[str], now: bool) -> None:
         for stream in dict.fromkeys((*self._pending, *changed)):
             peer = self._peers.get(stream)
             if peer is None:
@@ -76,7 +86,6 @@ class Answers:
                 continue
             grant = self._credits.grant(stream)
             if peer.shared is not None:
-                self._pending.pop(stream, None)
                 peer.shared.give(grant)
                 continue
             released = self._pending.get(stream, [])

@@ -15,6 +15,9 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batches: int
 
 
+NO_GRANT = Grant(0, 0)
+
+
 @dataclass
 class _Line:
     """The credit of one sender."""

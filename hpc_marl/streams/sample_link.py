@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import select
 import time
 from dataclasses import dataclass, field
 
@@ -12,13 +13,12 @@ from hpc_marl.base import serialization
 from hpc_marl.base.doorbell import Doorbell, DoorbellButton, DoorbellHandle
 from hpc_marl.errors import StreamError
 from hpc_marl.streams.frames import in_frames
-from hpc_marl.streams.links import can_send
-from hpc_marl.streams.sample_credits import Grant
+from hpc_marl.streams.links import can_receive, can_send
+from hpc_marl.streams.sample_credits import NO_GRANT, Grant
 from hpc_marl.streams.sample_lane import SampleLane
-from hpc_marl.streams.sample_messages import SenderMessage
+from hpc_marl.streams.sample_messages import COPIED_BYTES, Commit, SenderMessage, encode_commit
 from hpc_marl.streams.sender_slots import Slot
 
-NO_GRANT = Grant(0, 0)
 _LONGEST_WAIT_S = 0.1
 
 _logger = logging.getLogger(__name__)
@@ -91,16 +91,17 @@ class SenderLink:
             self.lane.tell(*told)
             self.told = told
 
-    def send(self, message: SenderMessage, lent: Slot | None = None) -> bool:
-        """Send without waiting, with the memory of a slot or without; return False where no message can leave now."""
+    def send(self, message: SenderMessage, slot: Slot | None = None) -> bool:
+        """Send without waiting, a Commit with the bytes of its slot; return False where no message can leave now."""
         assert self.socket is not None
-        header = serialization.encode(message)
         try:
-            if lent is None:
-                self.socket.send(header, zmq.NOBLOCK)
+            if slot is None:
+                self.socket.send(serialization.encode(message), zmq.NOBLOCK)
+            elif isinstance(message, Commit) and len(slot.buffer) <= COPIED_BYTES:
+                self.socket.send(encode_commit(message, slot.buffer), zmq.NOBLOCK)
             else:
-                frames: list[bytes | memoryview] = [header, *in_frames(lent.buffer)]
-                lent.tracker = self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False, track=True)
+                frames: list[bytes | memoryview] = [serialization.encode(message), *in_frames(slot.buffer)]
+                slot.tracker = self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False, track=True)
         except zmq.Again:
             return False
         self.told = (message.heard, message.limit)
@@ -113,7 +114,10 @@ class SenderLink:
         """
         assert self.socket is not None
         if self.lane is None or not self.uses_lane:
-            self.socket.poll(round(timeout_s * 1000) + 1)
+            if not can_receive(self.socket):
+                poll = select.poll()  # zmq.Poller costs several us more
+                poll.register(self.socket.fileno(), select.POLLIN)
+                poll.poll(round(timeout_s * 1000) + 1)
             return
         self.lane.set_sender_waits(True)
         if self.lane.news == self.news:

@@ -1,4 +1,4 @@
-"""What sample senders and receivers say to each other by ZMQ: msgpack headers, batches as raw frames.
+"""What sample senders and receivers say to each other by ZMQ: msgpack headers, batches as raw bytes behind them.
 
 sender   -> receiver   Hello, Commit + the batch, Ping, Goodbye
 receiver -> sender     Welcome | Refused | Unknown, Credit, Pong, Farewell
@@ -8,6 +8,7 @@ Where memory is shared, a `SampleLane` takes the place of Commit and Credit.
 
 from __future__ import annotations
 
+import struct
 from typing import Annotated, cast
 
 import msgspec
@@ -19,9 +20,10 @@ from hpc_marl.data import SampleLayout
 from hpc_marl.streams.ledger import Tally
 from hpc_marl.streams.sample_credits import Grant
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 COPIED_BYTES = 2**17
-"""Batches up to this are part of their message: that costs less than frames of their own that need not be copied."""
+"""Batches up to this follow the header in its frame: that costs less than frames of their own that are not copied."""
+_HEADER_SIZE = struct.Struct(">I")
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -80,12 +82,10 @@ class Hello(_SenderMessage, frozen=True, kw_only=True):
 
 
 class Commit(_SenderMessage, frozen=True, kw_only=True):
-    """One batch: `seq` is `produced.batches`."""
+    """One batch: `seq` is `produced.batches`, its bytes follow in the same frame, or in others if they are many."""
 
     slot: Count
     metadata: SampleMetadata
-    content: memoryview | None
-    """Its bytes; None where they are in the frames that follow, as large ones are."""
 
 
 class Ping(_SenderMessage, frozen=True, kw_only=True):
@@ -148,13 +148,24 @@ SenderMessage = Hello | Commit | Ping | Goodbye
 ReceiverMessage = Welcome | Refused | Unknown | Credit | Pong | Farewell
 
 
-def decode_sender_message(data: bytes | memoryview) -> SenderMessage:
-    """Return the message in a header frame.
+def encode_commit(commit: Commit, content: memoryview | bytes) -> bytes:
+    """Return one frame of all: size of the header, header, bytes of the batch."""
+    header = serialization.encode(commit)
+    return b"".join((_HEADER_SIZE.pack(len(header)), header, content))
+
+
+def decode_sender_message(frame: memoryview) -> tuple[SenderMessage, memoryview | None]:
+    """Return the message in a first frame, and the bytes of a batch where they follow in the same one.
 
     Raises:
         ProtocolError: it is not one.
     """
-    return serialization.decode(data, cast("type[SenderMessage]", SenderMessage))
+    content = None
+    # The size of a header is far below 2^24, so it begins with 0; no header does, each is a msgpack map.
+    if len(frame) >= _HEADER_SIZE.size and frame[0] == 0:
+        end = _HEADER_SIZE.size + _HEADER_SIZE.unpack_from(frame)[0]
+        frame, content = frame[_HEADER_SIZE.size : end], frame[end:]
+    return serialization.decode(frame, cast("type[SenderMessage]", SenderMessage)), content
 
 
 def decode_receiver_message(data: bytes | memoryview) -> ReceiverMessage:

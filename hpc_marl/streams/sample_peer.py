@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 import zmq
 from numpy.typing import NDArray
@@ -24,8 +25,7 @@ from hpc_marl.streams.sample_slots import SampleSlots
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class ReceivedBatch:
+class ReceivedBatch(msgspec.Struct, frozen=True, eq=False):
     """One batch in the trainer's hands, until it is consumed or dropped; after that its arrays may change."""
 
     batch: SampleBatch
@@ -73,8 +73,12 @@ class Shared:
         return cls(slots, lane, button)
 
     def give(self, grant: Grant) -> None:
-        """Tell the sender its grant and what was released in its lane."""
+        """Tell the sender its grant, and what was released in its lane."""
         self.lane.give(grant)
+        self.publish()
+
+    def publish(self) -> None:
+        """Tell the sender what was released in its lane."""
         if self.lane.publish_news():
             self.button.ring()
 
@@ -101,19 +105,18 @@ class Peer:
     """What its lane said when it was looked at last."""
     held: dict[int, int] = field(default_factory=dict)
     """Slot of each batch that has not been released, by sequence number."""
+    stream: str = field(init=False)
     nbytes: int = field(init=False)
     """Of each batch."""
+    transport: str = field(init=False)
+    """How its batches come: shared_memory or zmq."""
     places: dict[int, tuple[NDArray[np.uint8], SampleBatch]] = field(default_factory=dict)
     """What comes by ZMQ is copied to; made once for each slot, for new memory and new arrays cost more than a copy."""
 
     def __post_init__(self) -> None:
         """Work out once what is needed for every batch."""
-        self.nbytes = self.hello.layout.nbytes
-
-    @property
-    def transport(self) -> str:
-        """How its batches come: shared_memory or zmq."""
-        return "zmq" if self.shared is None else "shared_memory"
+        self.stream, self.nbytes = self.hello.stream, self.hello.layout.nbytes
+        self.transport = "zmq" if self.shared is None else "shared_memory"
 
     def has_news(self) -> bool:
         """Return whether its lane says what it did not say before."""
@@ -126,8 +129,8 @@ class Peer:
 
         Args:
             record: of the batch.
-            content: its bytes, where they came by ZMQ in the message.
-            frames: its bytes, where they came by ZMQ behind the message.
+            content: its bytes, where they came by ZMQ in the frame of the message.
+            frames: its bytes, where they came by ZMQ in frames of their own.
 
         Raises:
             ProtocolError: the slot is not one that the sender can have used, or the bytes are not one batch.
@@ -141,17 +144,15 @@ class Peer:
             flat, batch = self._place(slot)
             if content is None:
                 from_frames(frames, flat)
-            elif len(content) != flat.nbytes:
-                raise ProtocolError(
-                    f"a batch of {hello.worker_name} is {len(content)} bytes, not {flat.nbytes}"
-                )
+            elif frames or len(content) != self.nbytes:
+                raise ProtocolError(f"a batch of {hello.worker_name} is not {self.nbytes} bytes")
             else:
-                flat[:] = np.frombuffer(content, np.uint8)
+                flat.data[:] = content
         return ReceivedBatch(
             batch=batch,
             worker_name=hello.worker_name,
             incarnation=hello.incarnation,
-            stream=hello.stream,
+            stream=self.stream,
             seq=record.seq,
             metadata=record.metadata,
             nbytes=self.nbytes,

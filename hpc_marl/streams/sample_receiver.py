@@ -16,45 +16,26 @@ before its predecessor makes the sender send both again.
 
 from __future__ import annotations
 
-import logging
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable
 
 import zmq
 
 from hpc_marl.base.run_context import RunContext
-from hpc_marl.base.shared_memory import fence
-from hpc_marl.errors import ProtocolError
-from hpc_marl.streams.ledger import Ledger, Tally
-from hpc_marl.streams.links import Transport, can_receive
-from hpc_marl.streams.sample_admission import FENCED, Admission
-from hpc_marl.streams.sample_answers import PATIENCE_S, Answers
+from hpc_marl.streams.ledger import Ledger
+from hpc_marl.streams.links import Transport
+from hpc_marl.streams.sample_admission import Admission
+from hpc_marl.streams.sample_answers import PATIENCE_S
 from hpc_marl.streams.sample_credits import CreditBook
-from hpc_marl.streams.sample_lane import Record
-from hpc_marl.streams.sample_messages import (
-    Commit,
-    Farewell,
-    Goodbye,
-    Hello,
-    Ping,
-    Pong,
-    Refused,
-    SenderMessage,
-    Unknown,
-    Welcome,
-    decode_sender_message,
-)
-from hpc_marl.streams.sample_peer import Peer, ReceivedBatch, Shared
+from hpc_marl.streams.sample_intake import Intake
+from hpc_marl.streams.sample_peer import ReceivedBatch
+from hpc_marl.streams.sample_reception import Reception
 from hpc_marl.streams.sample_sleep import Sleep
 from hpc_marl.streams.sample_statistics import ReceiverStatistics
 
 _ZMQ_INTERVAL_S = 0.0002
 """Between two looks at the socket by a receiver that does not wait: each costs 2 us."""
-_MAX_MESSAGES_PER_POLL = 4096  # a flood must not keep the trainer from its work
-
-_logger = logging.getLogger(__name__)
 
 
 class SampleReceiver:
@@ -84,70 +65,62 @@ class SampleReceiver:
     ) -> None:
         self.ledger = Ledger() if ledger is None else ledger
         """Accounts for every batch; put it into checkpoints."""
-        self._transport = transport
-        self._admission = Admission(max_message_bytes)
+        self._intake = Intake(self.ledger)
         self._credits = CreditBook(max_bytes)
-        self._peers: dict[str, Peer] = {}
-        self._by_name: dict[str, str] = {}
-        self._ready: deque[ReceivedBatch] = deque()
-        self._received = self._held = self._held_bytes = self._peak_held_bytes = 0
-        self._ignored: Counter[str] = Counter()
         self._next_look_s = 0.0
         bound = context.sockets.bind(zmq.ROUTER, context.bind_hosts, max_message_bytes=max_message_bytes)
         self._socket = bound.socket
         self._sleep = Sleep(self._socket)
-        self._answers = Answers(self._socket, self._peers, self._credits, self._ignored)
-        self._handlers: dict[type, Callable[[Peer, Any, list[Any]], None]] = {
-            Commit: self._take_commit,
-            Ping: self._take_ping,
-            Goodbye: self._take_goodbye,
-        }
+        self._reception = Reception(
+            self._socket,
+            self._sleep.bell,
+            transport=transport,
+            admission=Admission(max_message_bytes),
+            credit_book=self._credits,
+            intake=self._intake,
+        )
+        self._answers = self._reception.answers
+        self._peers = self._reception.peers
         context.publish(key, bound, extra={"epoch": epoch})
 
     def poll(self, timeout_s: float = 0.0) -> int:
-        """Take in what has arrived, waiting up to `timeout_s` for the first of it; return the new batches."""
-        before = self._received
-        heard, now = self._read_lanes(), time.monotonic()
-        if timeout_s > 0 and not (heard or self._read_messages()):
+        """Take in what has arrived; return the new batches.
+
+        Args:
+            timeout_s: wait up to this long for the first of it. Whoever waits gets half of what senders may have under
+                way at most: while they are worked with, the rest can come.
+        """
+        reception, before = self._reception, self._intake.received
+        heard, now = reception.read_lanes(), time.monotonic()
+        if timeout_s > 0 and not (heard or reception.read_messages(self._enough())):
             self._wait(timeout_s)
         elif now >= self._next_look_s:
             self._next_look_s = now + _ZMQ_INTERVAL_S
-            self._read_messages()
+            reception.read_messages()
         self._answers.tell(self._credits.rebalance())
-        return self._received - before
+        return self._intake.received - before
 
     def _wait(self, timeout_s: float) -> None:
         """Sleep until something arrives; meanwhile no sender is kept waiting for what was released."""
-        heard = False
         if self._answers.are_waiting:
-            self._sleep.wait(self._peers.values(), min(timeout_s, PATIENCE_S))
-            heard = self._read_lanes() | self._read_messages()
+            heard = self._sleep_once(min(timeout_s, PATIENCE_S))
             self._answers.tell([], now=not heard)
-        if not heard:
-            self._sleep.wait(self._peers.values(), timeout_s)
-            self._read_lanes()
-            self._read_messages()
+            if heard:
+                return
+        self._sleep_once(timeout_s)
 
-    def _read_lanes(self) -> bool:
-        """Take in the batches that are in shared memory; return whether there was anything new."""
-        news = [peer for peer in self._peers.values() if peer.has_news()]
-        for peer in news:
-            self._read_lane(peer)
-        return bool(news)
+    def _sleep_once(self, timeout_s: float) -> bool:
+        """Sleep until something arrives and take it in; return whether there was anything."""
+        is_socket_ready = self._sleep.wait(self._peers.values(), timeout_s)
+        heard = self._reception.read_lanes()
+        return (is_socket_ready and self._reception.read_messages(self._enough())) or heard
 
-    def _read_messages(self) -> bool:
-        """Take in what came by ZMQ; return whether there was anything."""
-        # Looking first costs a third of being told that nothing is there.
-        count = 0
-        while count < _MAX_MESSAGES_PER_POLL and can_receive(self._socket):
-            self._take_message(self._socket.recv_multipart(zmq.NOBLOCK, copy=False))
-            count += 1
-        return count > 0
+    def _enough(self) -> int:
+        return self._credits.granted_batches // 2 or 1
 
     def take(self, max_count: int | None = None) -> list[ReceivedBatch]:
         """Return batches that have arrived, oldest first; each must be given to `consume` or `drop` later."""
-        count = len(self._ready) if max_count is None else min(max_count, len(self._ready))
-        return [self._ready.popleft() for _ in range(count)]
+        return self._intake.take(max_count)
 
     def consume(self, batches: Iterable[ReceivedBatch]) -> None:
         """Book batches as learned from and release them; their arrays must not be used any more.
@@ -155,7 +128,7 @@ class SampleReceiver:
         Raises:
             StreamError: one of them was consumed or dropped before.
         """
-        self._settle(batches, self.ledger.consumed)
+        self._settle(batches, None)
 
     def drop(self, batches: Iterable[ReceivedBatch], reason: str) -> None:
         """Book batches as thrown away and release them.
@@ -163,15 +136,12 @@ class SampleReceiver:
         Raises:
             StreamError: one of them was consumed or dropped before.
         """
-        self._settle(batches, lambda stream, seq: self.ledger.dropped(stream, seq, reason))
+        self._settle(batches, reason)
 
     def forget(self, incarnation: str) -> None:
         """Fence a process off that the controller knows to be dead; what it had not got across is lost."""
-        self._next_look_s = 0.0
-        self.poll()
-        self._admission.fence(incarnation)
-        for peer in [peer for peer in self._peers.values() if peer.hello.incarnation == incarnation]:
-            self._retire(peer)
+        self._reception.read_messages()
+        self._reception.forget(incarnation)
         self._answers.tell(self._credits.rebalance())
 
     @property
@@ -180,211 +150,35 @@ class SampleReceiver:
 
         An update that waits for more than these waits for ever: `max_bytes` or the senders' slots are too few.
         """
-        return 0 < self._credits.granted_batches <= self._held
+        return 0 < self._credits.granted_batches <= self._intake.held
 
     def statistics(self) -> ReceiverStatistics:
         """Return counters and what is held."""
         return ReceiverStatistics(
             senders=len(self._peers),
             senders_by_transport=dict(Counter(peer.transport for peer in self._peers.values())),
-            received=self._received,
-            held=self._held,
-            held_bytes=self._held_bytes,
-            peak_held_bytes=self._peak_held_bytes,
+            received=self._intake.received,
+            held=self._intake.held,
+            held_bytes=self._intake.held_bytes,
+            peak_held_bytes=self._intake.peak_held_bytes,
             granted=self._credits.granted_batches,
             reserved_bytes=self._credits.reserved_bytes,
-            ignored=dict(self._ignored),
+            ignored=dict(self._reception.ignored),
         )
 
     def close(self) -> None:
         """Stop listening; batches in hand stay readable and the ledger open."""
         self._socket.close()
         self._sleep.close()
-        for stream, peer in self._peers.items():
-            self._credits.leave(stream, len(peer.held))
-            peer.close()
-        self._peers.clear()
+        self._reception.close()
 
-    def _settle(self, batches: Iterable[ReceivedBatch], book: Callable[[str, int], None]) -> None:
+    def _settle(self, batches: Iterable[ReceivedBatch], reason: str | None) -> None:
+        intake, peers, answers = self._intake, self._peers, self._answers
         for received in batches:
-            book(received.stream, received.seq)
-            self._held -= 1
-            self._held_bytes -= received.nbytes
-            peer = self._peers.get(received.stream)
+            intake.settle(received, reason)
+            peer = peers.get(received.stream)
             if peer is None:
                 self._credits.settle_left(received.nbytes)
             else:
-                self._answers.release(peer, received.seq)
-        self._answers.tell(self._credits.rebalance())
-
-    # ---- what senders say
-
-    def _take_message(self, frames: list[Any]) -> None:
-        try:
-            if len(frames) < 2:
-                raise ProtocolError("a message without a header")
-            message = decode_sender_message(frames[1].buffer)
-            self._dispatch(frames[0].bytes, message, frames[2:])
-        except ProtocolError as error:
-            self._note_malformed(error)
-
-    def _note_malformed(self, error: ProtocolError) -> None:
-        count = self._ignored["malformed"] = self._ignored["malformed"] + 1
-        if count.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...: garbage must not fill the log
-            _logger.warning("ignored malformed message %d on the sample stream: %s", count, str(error))
-
-    def _dispatch(self, routing_id: bytes, message: SenderMessage, payload: list[Any]) -> None:
-        peer = self._peers.get(message.stream)
-        if peer is None:
-            if self._admission.is_fenced(message.stream):
-                self._turn_away(routing_id, message)
-            elif isinstance(message, Hello):
-                self._take_hello(routing_id, message)
-            else:
-                self._ignored["unknown"] += 1
-                self._answers.send(routing_id, Unknown(stream=message.stream))
-            return
-        if message.serial <= peer.serial:
-            self._ignored["overtaken"] += 1
-            return
-        peer.serial, peer.routing_id = message.serial, routing_id
-        self._credits.confirm(message.stream, message.heard, message.limit)
-        if isinstance(message, Hello):
-            self._welcome(peer)
-        else:
-            self._handlers[type(message)](peer, message, payload)
-
-    def _take_hello(self, routing_id: bytes, hello: Hello) -> None:
-        problem = self._admission.problem(hello)
-        shared = None if problem or self._transport == "zmq" else Shared.of(hello)
-        if problem is None and shared is None:
-            problem = self._admission.size_problem(hello)
-        if problem is not None:
-            self._ignored["fenced" if problem == FENCED else "refused"] += 1
-            self._answers.send(routing_id, Refused(stream=hello.stream, message=problem))
-            return
-        self.ledger.produced(hello.stream, hello.produced)
-        self._supersede(hello)
-        self._admission.admit(hello)
-        first_seq = self.ledger.next_seq(hello.stream) or 0
-        peer = Peer(hello, routing_id, shared, first_seq, hello.serial)
-        self._peers[hello.stream] = peer
-        self._by_name[hello.worker_name] = hello.stream
-        self._credits.join(
-            hello.stream,
-            batch_bytes=hello.layout.nbytes,
-            minimum=hello.num_groups,
-            maximum=hello.num_slots,
-            limit=hello.limit,
-        )
-        self._welcome(peer)
-
-    def _welcome(self, peer: Peer) -> None:
-        stream, shared = peer.hello.stream, peer.shared
-        grant = self._credits.grant(stream)
-        if shared is not None:
-            shared.give(grant)
-        bell = None if shared is None else self._sleep.bell.handle()
-        welcome = Welcome(stream=stream, grant=grant, first_seq=peer.first_seq, bell=bell)
-        self._answers.send(peer.routing_id, welcome)
-
-    def _turn_away(self, routing_id: bytes, message: SenderMessage) -> None:
-        """Answer a stream that has ended: fenced off, or its goodbye was answered and the answer lost."""
-        self._ignored["fenced"] += 1
-        stream = message.stream
-        if isinstance(message, Goodbye):
-            self._answers.send(routing_id, Farewell(stream=stream))
-        else:
-            self._answers.send(routing_id, Refused(stream=stream, message=FENCED))
-
-    def _supersede(self, hello: Hello) -> None:
-        """Fence off the earlier life of the worker that says hello, or its earlier sender."""
-        earlier = self._peers.get(self._by_name.get(hello.worker_name, ""))
-        if earlier is not None:
-            if earlier.hello.incarnation != hello.incarnation:
-                self._admission.fence(earlier.hello.incarnation)
-            self._retire(earlier)
-
-    def _retire(self, peer: Peer) -> None:
-        """Let go of a sender that cannot say goodbye. Its batches in hand stay valid: we map them too."""
-        if self._read_lane(peer):
-            self._end(peer, None)
-
-    def _end(self, peer: Peer, total: Tally | None) -> None:
-        stream = peer.hello.stream
-        try:
-            self.ledger.end(stream, total)
-        except ProtocolError:  # a dying process may scribble; what has arrived is all there is to go by
-            self._ignored["malformed"] += 1
-            self.ledger.end(stream)
-        self._admission.fence(stream)
-        self._credits.leave(stream, len(peer.held))
-        del self._peers[stream]
-        if self._by_name.get(peer.hello.worker_name) == stream:
-            del self._by_name[peer.hello.worker_name]
-        peer.close()
-
-    def _take_commit(self, peer: Peer, commit: Commit, payload: list[Any]) -> None:
-        expected = self.ledger.next_seq(peer.hello.stream)
-        if expected is None or commit.produced.batches < expected:
-            self._ignored["duplicate"] += 1
-            return
-        if commit.produced.batches > expected:
-            self._ignored["early"] += 1
-            self._send_pong(peer, commit)
-            return
-        if payload and commit.content is not None:
-            raise ProtocolError(f"a batch of {peer.hello.worker_name} came twice in one message")
-        record = Record(expected, commit.slot, commit.produced, commit.metadata)
-        self._book(record, peer, peer.unpack(record, commit.content, payload))
-
-    def _read_lane(self, peer: Peer) -> bool:
-        """Take in what the sender has written to its lane; return False where that makes no sense and it must go."""
-        if peer.shared is None:
-            return True
-        stream, lane = peer.hello.stream, peer.shared.lane
-        peer.seen = lane.sender_state()
-        fence()
-        try:
-            for record in lane.records(self.ledger.next_seq(stream) or 0, peer.seen[0]):
-                self._book(record, peer, peer.unpack(record))
-        except ProtocolError as error:
-            self._note_malformed(error)
-            self._end(peer, None)
-            self._answers.send(
-                peer.routing_id, Refused(stream=stream, message=f"its lane is broken: {error}")
-            )
-            return False
-        self._credits.confirm(stream, *lane.told())
-        return True
-
-    def _book(self, record: Record, peer: Peer, received: ReceivedBatch) -> None:
-        tally = Tally(1, record.metadata.env_steps, record.metadata.agent_steps)
-        self.ledger.received(received.stream, received.seq, before=record.before, batch=tally)
-        peer.held[received.seq] = record.slot
-        self._ready.append(received)
-        self._received += 1
-        self._held += 1
-        self._held_bytes += received.nbytes
-        self._peak_held_bytes = max(self._peak_held_bytes, self._held_bytes)
-
-    def _take_ping(self, peer: Peer, ping: Ping, payload: list[Any]) -> None:
-        if self._read_lane(peer):
-            self._send_pong(peer, ping)
-
-    def _send_pong(self, peer: Peer, message: Commit | Ping) -> None:
-        # Messages of one connection keep their order, so what was sent before this and has not arrived never will.
-        expected = self.ledger.next_seq(peer.hello.stream)
-        pong = Pong(
-            stream=peer.hello.stream,
-            answers=message.serial,
-            next_seq=message.produced.batches if expected is None else expected,
-            held=sorted(peer.held),
-            grant=self._credits.grant(peer.hello.stream),
-        )
-        self._answers.send(peer.routing_id, pong)
-
-    def _take_goodbye(self, peer: Peer, goodbye: Goodbye, payload: list[Any]) -> None:
-        if self._read_lane(peer):
-            self._end(peer, goodbye.produced)
-        self._answers.send(peer.routing_id, Farewell(stream=peer.hello.stream))
+                answers.release(peer, received.seq)
+        answers.tell(self._credits.rebalance())

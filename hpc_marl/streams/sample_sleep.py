@@ -22,8 +22,9 @@ class Sleep:
         self._poll.register(self.bell, select.POLLIN)
         self._poll.register(socket.fileno(), select.POLLIN)
 
-    def wait(self, peers: Collection[Peer], timeout_s: float) -> None:
-        """Return after `timeout_s`, or once there is something to look at in a lane or, most likely, at the socket.
+    def wait(self, peers: Collection[Peer], timeout_s: float) -> bool:
+        """Return after `timeout_s`, or once there is something to look at in a lane or, most likely, at the socket;
+        whether the latter may be.
 
         All that the socket has said must have been taken: its descriptor only tells of what comes after that.
         """
@@ -31,12 +32,15 @@ class Sleep:
         for lane in lanes:
             lane.set_receiver_waits(True)
         fence()
+        found = []
         if not any(peer.has_news() for peer in peers):
-            for fd, _ in self._poll.poll(timeout_s * 1000):
-                if fd == self.bell.fileno():
-                    self.bell.clear()
+            found = [fd for fd, _ in self._poll.poll(timeout_s * 1000)]
+            if self.bell.fileno() in found:
+                found.remove(self.bell.fileno())
+                self.bell.clear()
         for lane in lanes:
             lane.set_receiver_waits(False)
+        return bool(found)
 
     def close(self) -> None:
         """Let go of the bell."""

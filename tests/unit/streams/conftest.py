@@ -12,7 +12,7 @@ from hpc_marl.base.name_resolve_file import FileNameResolver
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.security import create_keyring
 from hpc_marl.base.sockets import SocketFactory
-from hpc_marl.streams import inference_client, links, parameter_reader, sample_sender
+from hpc_marl.streams import inference_client, links, parameter_reader, sample_talk
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         (links, "_ABSENT_INTERVAL_S"),
         (links, "_LOST_INTERVAL_S"),
         (links, "_SILENT_INTERVAL_S"),
-        (sample_sender, "_SILENCE_S"),
-        (sample_sender, "_REPAIR_S"),
+        (sample_talk, "_SILENCE_S"),
+        (sample_talk, "_REPAIR_S"),
         (parameter_reader, "_SILENCE_S"),
         (parameter_reader, "_ASK_AGAIN_S"),
         (inference_client, "_LOST_INTERVAL_S"),

@@ -27,6 +27,7 @@ from hpc_marl.streams.sample_messages import (
     Ping,
     SampleMetadata,
     SharedParts,
+    encode_commit,
 )
 from hpc_marl.streams.samples import SampleReceiver, SampleSender
 from tests.unit.streams import stream_process
@@ -108,7 +109,7 @@ def test_kill_9_of_the_trainer_is_survived_and_accounted_for(tmp_path, new_conte
     receiver.consume(receiver.take())
     receiver.ledger.check()
     totals = receiver.ledger.balance()
-    assert totals.produced == sender._produced.batches
+    assert totals.produced == sender.statistics().produced
     assert totals.produced_env_steps == 128 * totals.produced
     assert totals.produced == totals.consumed + totals.dropped_total and totals.in_flight == 0
     assert totals.consumed >= 80 and totals.dropped[LOST] >= 1
@@ -206,7 +207,7 @@ def after_hello(kind, **changes):
 
 
 def commit(**changes):
-    return after_hello(Commit, **{"slot": 0, "metadata": METADATA, "content": None, **changes})
+    return after_hello(Commit, **{"slot": 0, "metadata": METADATA, **changes})
 
 
 @pytest.fixture
@@ -256,8 +257,8 @@ def test_a_batch_must_have_exactly_its_bytes(stranger, payload):
     receiver, send = stranger
     send(packed(hello()))
     send(packed(commit()), *payload)
-    send(packed(commit(serial=3, content=memoryview(b"short"))))
-    send(packed(commit(serial=4, content=memoryview(bytes(LAYOUT.nbytes)))), b"more")
+    send(encode_commit(commit(serial=3), memoryview(b"short")))
+    send(encode_commit(commit(serial=4), memoryview(bytes(LAYOUT.nbytes))), b"more")
     until(lambda: receiver.statistics().ignored.get("malformed") == 3, receiver.poll)
     assert receiver.statistics().held == 0 and receiver.take() == []
 
@@ -303,8 +304,21 @@ def test_a_handle_that_leads_nowhere_means_zmq(stranger):
 def test_garbage_is_ignored_and_a_good_sender_served(stranger, new_context):
     receiver, send = stranger
     generator = random.Random(5)
-    valid = [packed(hello()), packed(commit()), packed(after_hello(Ping))]
-    garbage = [[b""], [b"", b""], [b"\x80\x04\x95."], [b"\xdd\xff\xff\xff\xff"], [b"\x91" * 2000]]
+    valid = [
+        packed(hello()),
+        packed(commit()),
+        encode_commit(commit(), b"content"),
+        packed(after_hello(Ping)),
+    ]
+    garbage = [
+        [b""],
+        [b"", b""],
+        [b"\x80\x04\x95."],
+        [b"\xdd\xff\xff\xff\xff"],
+        [b"\x91" * 2000],
+        [b"\0"],
+        [b"\0\0\xff\xff"],
+    ]
     for _ in range(500):
         message = bytearray(generator.choice(valid))
         for _ in range(generator.randint(1, 4)):

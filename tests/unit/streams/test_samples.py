@@ -11,7 +11,7 @@ import pytest
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.data import EnvSpec, SampleLayout
 from hpc_marl.errors import NameResolveError, StreamError
-from hpc_marl.streams import frames, sample_answers, sample_messages, sample_peer, sample_sender
+from hpc_marl.streams import frames, sample_answers, sample_link, sample_messages, sample_peer, sample_talk
 from hpc_marl.streams.ledger import LOST, Ledger
 from hpc_marl.streams.sample_lane import SampleLane
 from hpc_marl.streams.sample_messages import Commit
@@ -30,7 +30,7 @@ def transport(request, monkeypatch):
     """Large batches are sent without a copy in frames of their own, small ones in one frame with their message."""
     if request.param.endswith("large batches"):
         monkeypatch.setattr(frames, "FRAME_BYTES", 256)
-        monkeypatch.setattr(sample_sender, "COPIED_BYTES", 0)
+        monkeypatch.setattr(sample_link, "COPIED_BYTES", 0)
     return request.param.split(",")[0]
 
 
@@ -308,14 +308,14 @@ def test_a_batch_that_could_not_leave_yet_is_not_given_up(new_receiver, new_send
     receiver, sender = new_receiver(), new_sender()
     connect(sender, receiver)
     messages = []
-    send_now = sender._link.send
+    send_now = sender._talk.link.send
 
     def send_all_but_commits(message, payload=None):
         messages.append(type(message))
         return type(message) is not Commit and send_now(message, payload)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sender._link, "send", send_all_but_commits)
+        patch.setattr(sender._talk.link, "send", send_all_but_commits)
         send(sender)
         until(lambda: messages.count(Commit) >= 100, sender.poll, receiver.poll)
     receiver.consume(receive(receiver, sender, 1))
@@ -332,7 +332,7 @@ def test_a_new_life_of_an_actor_takes_the_place_of_the_old_one(
     (received,) = receive(receiver, old, 1)
     received.batch.reward[...] = 5.0
     with monkeypatch.context() as patch:  # as if the process was stopped in mid-commit
-        patch.setattr(old, "_flush", lambda: None)
+        patch.setattr(old._talk, "flush", lambda: None)
         send(old)
     new = new_sender(epoch=3)
     connect(new, receiver)
@@ -404,7 +404,7 @@ def test_batches_are_settled_once(new_receiver, new_sender):
 def test_a_lost_release_is_found_by_asking(new_receiver, new_sender, monkeypatch, never):
     receiver, sender = new_receiver(), new_sender()
     connect(sender, receiver)
-    monkeypatch.setattr(sample_sender, never, 1e9)
+    monkeypatch.setattr(sample_talk, never, 1e9)
     send(sender)
     batches = receive(receiver, sender, 1)
     with monkeypatch.context() as patch:
@@ -423,7 +423,7 @@ def test_swallowed_batches_are_sent_again_in_order(new_receiver, new_sender, mon
     receiver, sender = new_receiver(), new_sender(num_slots=4)
     connect(sender, receiver)
     with monkeypatch.context() as patch:
-        patch.setattr(sender._link, "send", lambda message, payload=None: True)
+        patch.setattr(sender._talk.link, "send", lambda message, payload=None: True)
         for _ in range(2):
             send(sender)
     for _ in range(num_followers):
@@ -446,9 +446,9 @@ def test_an_answer_overtaken_by_a_batch_sends_nothing_again(new_receiver, new_se
     connect(sender, receiver)
     send(sender)
     early = sample_messages.Pong(
-        stream=sender._stream, answers=1, next_seq=0, held=[], grant=sender._link.grant
+        stream=sender._talk.stream, answers=1, next_seq=0, held=[], grant=sender._talk.link.grant
     )
-    sender._take_pong(early)
+    sender._talk._take_pong(early)
     assert sender.statistics().resent == 0 and not sender._slots.unsent
 
 
@@ -457,8 +457,8 @@ def test_a_message_that_was_overtaken_or_comes_twice_is_ignored(new_receiver, ne
     receiver, sender = new_receiver(), new_sender()
     connect(sender, receiver)
     sent = []
-    send_once = sender._link.send
-    sender._link.send = lambda message, payload=None: (
+    send_once = sender._talk.link.send
+    sender._talk.link.send = lambda message, payload=None: (
         sent.append((message, payload)) or send_once(message, payload)
     )
     send(sender)
@@ -493,7 +493,7 @@ def test_without_memory_for_a_lane_batches_go_by_zmq(new_receiver, new_sender, m
     def refused(*args):
         raise StreamError("no memory")
 
-    monkeypatch.setattr(sample_sender.SampleLane, "create", refused)
+    monkeypatch.setattr(sample_talk.SampleLane, "create", refused)
     receiver, sender = new_receiver(), new_sender()
     connect(sender, receiver)
     send(sender)
