@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from time import perf_counter, process_time
 
 CPU_METRIC = "cpu_s"
+DEVICE_METRIC = "device_s"
+"""Seconds that a worker's GPU was at work for it; not there without one."""
 _PREFIX, _SUFFIX = "time_", "_s"
 
 

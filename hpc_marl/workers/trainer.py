@@ -24,20 +24,20 @@ from hpc_marl.base import names
 from hpc_marl.base.epoch_fence import EpochFence
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.run_directory import RunDirectory
-from hpc_marl.base.time_use import TimeUse
+from hpc_marl.base.time_use import DEVICE_METRIC, TimeUse
 from hpc_marl.config import TrainerAssignment, build, to_dict
 from hpc_marl.control.worker_base import PollResult, Worker, WorkerServer
 from hpc_marl.control.worker_state import WorkerStatus
-from hpc_marl.data import EnvSpec, concatenate
+from hpc_marl.data import EnvSpec
 from hpc_marl.errors import NameEntryNotFoundError, WorkerError
 from hpc_marl.policies.spec import PolicySpec
 from hpc_marl.streams.ledger import Ledger
 from hpc_marl.streams.parameters import ParameterPublisher
-from hpc_marl.streams.samples import ReceivedBatch, SampleReceiver
-from hpc_marl.workers.batch_selection import select_batches
+from hpc_marl.streams.samples import SampleReceiver
 from hpc_marl.workers.progress import ProgressMeter
 from hpc_marl.workers.trainer_files import TrainerFiles, saved_training
 from hpc_marl.workers.trainer_gang import Gang, make_gang
+from hpc_marl.workers.trainer_intake import Intake
 from hpc_marl.workers.trainer_words import AllLedgers, Word, deal_ledgers
 
 _log = logging.getLogger(__name__)
@@ -73,12 +73,11 @@ class TrainerWorker(Worker):
         self._files: TrainerFiles | None = None
         """Of trainer/0 alone."""
         self._policy_version = 0
-        self._received: list[ReceivedBatch] = []
-        self._chosen: list[ReceivedBatch] = []
-        """What the next update learns from; the other trainers may count on it."""
+        self._intake: Intake | None = None
         self._progress = ProgressMeter()
         self._time_use = TimeUse("other", "learn", "wait_data", "wait_trainers", "publish", "checkpoint")
-        self._warned_full = self._has_reported = False
+        self._device_s = 0.0
+        self._has_reported = False
         server.register_handler("checkpoint", self.checkpoint)
 
     def _configure(self, config: dict[str, Any]) -> None:
@@ -112,9 +111,9 @@ class TrainerWorker(Worker):
             if self._config.rank:
                 self._report_ledger()
             return PollResult(idle=True)
-        self._collect()
-        self._time_use.begin("wait_trainers" if self._chosen else "other")
-        if self._gang.agree(bool(self._chosen), _WAIT_FOR_TRAINERS_S):
+        is_ready = self._collect()
+        self._time_use.begin("wait_trainers" if is_ready else "other")
+        if self._gang.agree(is_ready, _WAIT_FOR_TRAINERS_S):
             return self._update()
         return PollResult()
 
@@ -130,58 +129,45 @@ class TrainerWorker(Worker):
             self._receiver.poll(0.0)  # actors that leave wait for a farewell
 
     def _keep_promise(self) -> None:
-        if self._chosen:
+        if self._intake is not None and self._intake.is_ready:
             self._update()
         else:
             self._begin()
 
-    def _collect(self) -> None:
-        """Take in samples, and choose what the next update learns from as soon as there is enough."""
-        assert self._receiver is not None
-        if not self._chosen:
+    def _collect(self) -> bool:
+        """Take in samples; return whether it is chosen what the next update learns from."""
+        assert self._intake is not None
+        if not self._intake.is_ready:
             self._time_use.begin("wait_data")
-        self._receiver.poll(0.0 if self._chosen else _WAIT_FOR_SAMPLES_S)
+        self._intake.poll(0.0 if self._intake.is_ready else _WAIT_FOR_SAMPLES_S)
         self._time_use.begin("other")
-        self._received.extend(self._receiver.take())
-        if self._chosen:
-            return
-        chosen, late = select_batches(
-            self._received,
-            count=self._batches_per_update,
-            policy_version=self._policy_version,
-            epoch=self._config.epoch,
-            max_policy_lag=0 if self._config.mode == "sync" else self._config.algorithm.max_policy_lag,
-            one_per_group=self._config.mode == "sync",
-        )
-        for batch, reason in late:
-            self._receiver.drop([batch], reason)
-        taken = {id(batch) for batch in (*chosen, *(batch for batch, _ in late))}
-        self._received = [batch for batch in self._received if id(batch) not in taken]
-        self._chosen = chosen
-        if not chosen and self._receiver.is_full and not late and not self._warned_full:
-            self._warned_full = True
-            _log.warning(
-                "%d batches are here, an update takes %d, and no actor may send more: if this lasts, raise "
-                "streams.sample_buffer_bytes or streams.sample_slots",
-                len(self._received),
-                self._batches_per_update,
-            )
+        self._intake.choose(self._batches_per_update, self._policy_version)
+        return self._intake.is_ready
+
+    def _collect_ahead(self) -> None:
+        """Called while a GPU learns: what the next update learns from may go there already."""
+        if self._config.mode == "async" and self._intake is not None:
+            self._intake.poll(0.0)
+            self._intake.choose(self._batches_per_update, self._policy_version + 1)
 
     def _update(self) -> PollResult:
-        assert self._receiver is not None and self._ledgers is not None
+        assert self._receiver is not None and self._ledgers is not None and self._intake is not None
         self._time_use.begin("other")
-        chosen, self._chosen = self._chosen, []
-        batch = concatenate([received.batch for received in chosen])
+        chosen, batch = self._intake.take()
+        if has_copy := self._algorithm.copies_batches:
+            self._receiver.consume(chosen)  # actors may write there again while this is learned from
         agent_steps, lag = batch.agent_steps, float(self._policy_version - batch.policy_version.mean())
         self._time_use.begin("learn")
         learned = self._algorithm.update(batch, self._progress.env_steps)
+        self._device_s += learned.get("device_s", 0.0)
         self._time_use.begin("publish")
         is_replaced = self._is_replaced(_FENCE_INTERVAL_S)
         self._policy_version += 1
         if self._publisher is not None and not is_replaced:
             self._publisher.publish(self._policy_version, self._algorithm.actor_weights())
         self._time_use.begin("other")
-        self._receiver.consume(chosen)
+        if not has_copy:
+            self._receiver.consume(chosen)
         samples = [received.metadata for received in chosen]
         words = self._ranks.gather(self._ledgers.word(samples, lag=lag, is_replaced=is_replaced))
         self._ledgers.take(words)
@@ -236,15 +222,19 @@ class TrainerWorker(Worker):
             total_env_steps=config.total_env_steps,
             mode=config.mode,
             device=config.trainer.device,
+            precision=config.trainer.precision,
+            cuda_graph=config.trainer.cuda_graph,
             seed=config.seed,
             num_threads=config.trainer.cpus,
             ranks=self._ranks,
+            meanwhile=self._collect_ahead,
         )
         ledgers = self._restore()
         if config.rank == 0:
             self._files = TrainerFiles(self._run_directory, config, self._spec, self._fence)
         self._open_streams(ledgers[config.rank])
         assert self._receiver is not None
+        self._intake = Intake(self._receiver, self._algorithm, config)
         self._ledgers = AllLedgers(self._receiver.ledger, ledgers, config.rank)
 
     def _join(self) -> Any:
@@ -306,25 +296,18 @@ class TrainerWorker(Worker):
         self._time_use.begin("other")
 
     def _complete(self) -> PollResult:
-        self._drop_rest()
+        assert self._intake is not None
+        self._intake.drop_rest()
         if self._files is not None:
             self._write_checkpoint(self._files, wait=True)
         return PollResult(completed=True)
 
-    def _drop_rest(self) -> None:
-        """Account for what will not be learned from any more."""
-        assert self._receiver is not None
-        self._receiver.poll(0.0)
-        self._received.extend([*self._chosen, *self._receiver.take()])
-        self._receiver.drop(self._received, "shutdown")
-        self._received, self._chosen = [], []
-
     def _report_ledger(self) -> None:
         """Tell trainer/0, which leaves the trial's ledger, what became of this one's batches."""
-        assert self._gang is not None and self._receiver is not None
+        assert self._gang is not None and self._receiver is not None and self._intake is not None
         if not self._has_reported:
             self._has_reported = True
-            self._drop_rest()
+            self._intake.drop_rest()
             self._gang.report(self._receiver.ledger.to_dict())
 
     def _on_exit(self, status: WorkerStatus) -> None:
@@ -335,15 +318,15 @@ class TrainerWorker(Worker):
             if self._gang is not None and status is not WorkerStatus.ERROR:
                 while self._gang.leave() and self._gang.agree(True):
                     self._keep_promise()
-            if self._receiver is not None:
+            if self._ledgers is not None:
                 self._close_books(status)
 
     def _close_books(self, status: WorkerStatus) -> None:
-        assert self._gang is not None and self._ledgers is not None
+        assert self._gang is not None and self._ledgers is not None and self._intake is not None
         if self._config.rank:
             self._report_ledger()
             return
-        self._drop_rest()
+        self._intake.drop_rest()
         assert self._files is not None
         is_well = status is not WorkerStatus.ERROR and not self._is_replaced(0.0)
         self._ledgers.take_last(self._gang.reports(_REPORT_TIMEOUT_S if is_well else 0.0))
@@ -371,6 +354,8 @@ class TrainerWorker(Worker):
             return {}  # what a life before had reached is not known yet
         metrics = {**self._progress.summary(), **self._time_use.metrics()}
         metrics["policy_version"] = self._policy_version
+        if self._device_s:
+            metrics[DEVICE_METRIC] = self._device_s
         if self._ledgers is not None:
             produced, consumed, dropped = self._ledgers.counts()
             metrics["batches_produced"] = produced
