@@ -17,6 +17,7 @@ from tests.unit.envs.rollouts import play
 
 pytest.importorskip("vmas")
 import torch
+import vmas
 
 from hpc_marl.envs.vmas_env import VmasEnv
 
@@ -53,6 +54,18 @@ def assert_equal(one: SampleBatch, two: SampleBatch, tolerance: float = 0.0) -> 
 )
 def test_scenarios_keep_the_contract(make: dict[str, Any]):
     check_env(config(**make))
+
+
+def test_steps_are_those_of_vmas_itself():
+    env, seeds = VmasEnv("balance", 3, n_agents=4, max_steps=100), [5, 6, 7]
+    actions = random_actions(env, 40)
+    batch = play(env, actions, seeds=seeds)
+    alone = vmas.make_env("balance", 3, n_agents=4, max_steps=100, seed=0, terminated_truncated=True)
+    seen = alone.reset(seed=int(np.random.SeedSequence(seeds).generate_state(2)[0]))
+    for t, played in enumerate(torch.from_numpy(actions.clip(-1, 1))):
+        np.testing.assert_array_equal(batch.observation[t], torch.stack(seen, dim=1).numpy())
+        seen, rewards, *_ = alone.step(list(played.unbind(1)))
+        np.testing.assert_array_equal(batch.reward[t], torch.stack(rewards, dim=1).numpy())
 
 
 @pytest.mark.parametrize("scenario", ["balance", "wheel"])
