@@ -66,7 +66,7 @@ def find_bottleneck(
     elif trainer_waits <= _HARDLY and actors_wait <= _HARDLY:
         found = _balanced(trainer_waits, actors_wait)
     elif trainer_waits < actors_wait:
-        found = _trainer(trainer, actors_wait, config)
+        found = _trainer(record, actors_wait, config)
     else:
         found = _actors(record, actor, trainer_waits, config)
     return Bottleneck(
@@ -74,9 +74,15 @@ def find_bottleneck(
     )
 
 
-def _trainer(trainer: Shares, actors_wait: float, config: ExperimentConfig) -> Bottleneck:
+def _trainer(record: TimeRecord, actors_wait: float, config: ExperimentConfig) -> Bottleneck:
+    used = record.kinds["trainer"]
+    trainer = used.shares()
     activity = _most(trainer, tuple(_TRAINER_DOES))
     saw = f"the trainer: {_percent(trainer.get(activity, 0.0))} of its time goes to {_TRAINER_DOES[activity]}"
+    if activity == "learn" and used.device_s:
+        saw += (
+            f" (its GPU is at work for {_percent(min(used.device_s / used.seconds['learn'], 1.0))} of that)"
+        )
     line = f"{saw} while actors wait {_percent(actors_wait)} for it; {_trainer_remedy(activity, config)} would help"
     return Bottleneck("trainer", (line,))
 
@@ -97,9 +103,14 @@ def _trainer_remedy(activity: str, config: ExperimentConfig) -> str:
         return f"fewer and larger updates (algorithm.rollout_length above {algorithm.rollout_length})"
     epochs = [f"algorithm.num_epochs below {algorithm.num_epochs}"] if algorithm.num_epochs > 1 else []
     larger = [f"fewer algorithm.num_minibatches than {algorithm.num_minibatches}"]
-    device = [] if trainer.device.startswith("cuda") else ["trainer.device=cuda"]
     minibatches = larger if algorithm.num_minibatches > 1 else []
-    return _either([*epochs, *minibatches, "more trainer.cpus", "more trainer.count", *device])
+    if not trainer.device.startswith("cuda"):
+        return _either(
+            [*epochs, *minibatches, "more trainer.cpus", "more trainer.count", "trainer.device=cuda"]
+        )
+    graph = [] if trainer.cuda_graph or trainer.count > 1 else ["trainer.cuda_graph=true"]
+    rounder = ["trainer.precision=tf32 or bf16"] if trainer.precision == "float32" else []
+    return _either([*epochs, *minibatches, *graph, *rounder, "more trainer.count"])
 
 
 def _actors(record: TimeRecord, actor: Shares, trainer_waits: float, config: ExperimentConfig) -> Bottleneck:

@@ -62,7 +62,7 @@ def profile_text(record: TimeRecord, bottleneck: Bottleneck) -> str:
     blocks = [
         [_seen(record)],
         text_table(_HEADER, _rows(record), right=_TO_RIGHT),
-        [f"CPU used while training: {_cpu(record)}"],
+        [f"CPU used while training: {_cpu(record)}", *_gpu(record)],
         [f"bottleneck: {line}" if i == 0 else line for i, line in enumerate(bottleneck.lines)],
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
@@ -77,6 +77,7 @@ def profile_markdown(record: TimeRecord, bottleneck: Bottleneck, title: str) -> 
         _seen(record),
         "\n".join(table),
         f"CPU used while training: {_cpu(record)}.",
+        *(f"{line}." for line in _gpu(record)),
         *(f"Bottleneck: {line}." if i == 0 else f"{line}." for i, line in enumerate(bottleneck.lines)),
         f"![shares of time]({PROFILE_CHART_FILE})",
     ]
@@ -84,7 +85,10 @@ def profile_markdown(record: TimeRecord, bottleneck: Bottleneck, title: str) -> 
 
 
 def profile_values(record: TimeRecord, bottleneck: Bottleneck) -> dict[str, Any]:
-    """Return the profile as plain JSON values; `cores` is what all workers of a kind used together."""
+    """Return the profile as plain JSON values; `cores` is what all workers of a kind used together.
+
+    `gpu_share` is the part of their time in which their GPUs were at work.
+    """
     return {
         "startup_s": record.startup_s,
         "training_s": record.training_s,
@@ -95,6 +99,7 @@ def profile_values(record: TimeRecord, bottleneck: Bottleneck) -> dict[str, Any]
             name: {
                 "workers": kind.workers,
                 "cores": _cores(kind),
+                "gpu_share": _gpu_share(kind),
                 "seconds": dict(kind.seconds),
                 "shares": ordered_shares(kind),
             }
@@ -139,6 +144,17 @@ def _cores(kind: KindTime) -> float:
     """Return how many cores the workers of a kind used together."""
     total = sum(kind.seconds.values())
     return kind.cpu_s / total * max(kind.workers, 1) if total > 0 else 0.0
+
+
+def _gpu_share(kind: KindTime) -> float:
+    total = sum(kind.seconds.values())
+    return kind.device_s / total if total > 0 else 0.0
+
+
+def _gpu(record: TimeRecord) -> list[str]:
+    shares = {name: _gpu_share(kind) for name, kind in ordered_kinds(record) if kind.device_s}
+    parts = [f"{name} {100 * share:.0f} % of the time" for name, share in shares.items()]
+    return [f"GPU at work while training: {', '.join(parts)}"] if parts else []
 
 
 def _cpu(record: TimeRecord) -> str:

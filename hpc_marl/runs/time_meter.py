@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from hpc_marl.base.run_directory import RunDirectory
-from hpc_marl.base.time_use import CPU_METRIC, seconds_by_activity
+from hpc_marl.base.time_use import CPU_METRIC, DEVICE_METRIC, seconds_by_activity
 from hpc_marl.control.worker_state import WorkerStatus
 from hpc_marl.control.worker_view import TRAINER, WorkerView
 from hpc_marl.trials.time_record import KindTime, TimeRecord, read_time_record, write_time_record
@@ -101,6 +101,7 @@ class TimeMeter:
         kind = self.record.kinds.setdefault(worker.kind, KindTime())
         kind.workers = max(kind.workers, len(names))
         kind.cpu_s += max(_number(metrics, CPU_METRIC) - _number(before, CPU_METRIC), 0.0)
+        kind.device_s += max(_number(metrics, DEVICE_METRIC) - _number(before, DEVICE_METRIC), 0.0)
         for name, seconds in gained.items():
             kind.seconds[name] = kind.seconds.get(name, 0.0) + seconds
         if worker.name == TRAINER:

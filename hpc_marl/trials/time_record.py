@@ -18,11 +18,13 @@ class KindTime(msgspec.Struct):
         workers: how many of them were seen.
         seconds: activity -> seconds.
         cpu_s: CPU seconds that their processes used.
+        device_s: seconds that their GPUs were at work, gaps between kernels included.
     """
 
     workers: int = 0
     seconds: dict[str, float] = {}
     cpu_s: float = 0.0
+    device_s: float = 0.0
 
     def shares(self) -> dict[str, float]:
         """Return activity -> share of the time; they add up to 1. Empty where no time was seen.

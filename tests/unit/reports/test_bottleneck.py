@@ -70,7 +70,20 @@ def test_what_cannot_be_lowered_is_not_proposed():
     )
     [line] = find_bottleneck(record(WAITING_ACTOR, BUSY_TRAINER), config).lines
     assert "epochs" not in line and "minibatches" not in line
-    assert line.endswith("; more trainer.cpus or more trainer.count would help")
+    assert line.endswith(
+        "; trainer.cuda_graph=true, trainer.precision=tf32 or bf16 or more trainer.count would help"
+    )
+    trainer = replace(config.trainer, cuda_graph=True, precision="bf16")
+    [line] = find_bottleneck(record(WAITING_ACTOR, BUSY_TRAINER), replace(config, trainer=trainer)).lines
+    assert line.endswith("; more trainer.count would help")
+
+
+def test_how_much_a_gpu_is_at_work_is_said():
+    config = replace(ASYNC, trainer=TrainerGroupConfig(device="cuda"))
+    made = record(WAITING_ACTOR, BUSY_TRAINER)
+    made.kinds["trainer"].device_s = 45.0
+    [line] = find_bottleneck(made, config).lines
+    assert "goes to learning (its GPU is at work for 50 % of that) while actors wait" in line
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.reports.bottleneck import Bottleneck
@@ -43,6 +44,17 @@ def test_the_table_has_a_row_for_each_activity_and_what_it_costs():
     ]
     assert "CPU used while training: actor 0.50 cores each, trainer 0.95 cores, scout 0.10 cores" in lines
     assert lines[-2:] == ["bottleneck: the trainer: it is slow", "cores are shared"]
+
+
+def test_gpus_are_told_of_where_there_are_any():
+    assert "GPU" not in profile_text(RECORD, BOTTLENECK) + profile_markdown(RECORD, BOTTLENECK, "exp/trial")
+    kinds = {**RECORD.kinds, "trainer": replace(RECORD.kinds["trainer"], device_s=4.0)}
+    record = replace(RECORD, kinds=kinds)
+    line = "GPU at work while training: trainer 40 % of the time"
+    assert line in profile_text(record, BOTTLENECK).splitlines()
+    assert f"{line}." in profile_markdown(record, BOTTLENECK, "exp/trial").splitlines()
+    assert profile_values(record, BOTTLENECK)["kinds"]["trainer"]["gpu_share"] == 0.4
+    assert profile_values(record, BOTTLENECK)["kinds"]["actor"]["gpu_share"] == 0.0
 
 
 def test_the_page_is_a_table_in_markdown():

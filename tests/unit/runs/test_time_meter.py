@@ -65,6 +65,7 @@ def trained(run: Run, seconds: float, *, env: float) -> None:
             "policy_version": trainer["policy_version"] + 10,
             "env_steps": trainer["env_steps"] + 1000,
             "cpu_s": trainer["cpu_s"] + seconds,
+            "device_s": trainer.get("device_s", 0.0) + seconds / 2,
         },
     )
     run.say("actor/0", **{**actor, "time_env_s": actor["time_env_s"] + env})
@@ -81,6 +82,7 @@ def test_what_came_before_the_first_update_does_not_count(run: Run):
     assert (record.startup_s, record.training_s, record.updates, record.env_steps) == (7.0, 2.0, 10, 1000)
     assert run.seconds("trainer") == {"learn": 2.0, "wait_data": 0.0}
     assert run.seconds("actor") == {"env": 1.5, "wait_parameters": 0.0}
+    assert record.kinds["trainer"].device_s == 1.0 and record.kinds["actor"].device_s == 0.0
     assert record.kinds["trainer"].cpu_s == 2.0 and record.kinds["actor"].workers == 1
 
 
