@@ -24,13 +24,14 @@ import psutil
 from measuring.comparisons import shown, verdict
 from measuring.reporting import machine_facts, markdown_table
 
+from hpc_marl.base.descriptor_limit import raise_descriptor_limit
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.base.telemetry import METRICS_FILE
 from hpc_marl.composing.compose import compose_experiment
 from hpc_marl.control.worker_state import WorkerStatus
 from hpc_marl.runs.driver import Driver
 from hpc_marl.runs.interrupts import Ending
-from hpc_marl.runs.session import prepare, raise_descriptor_limit
+from hpc_marl.runs.session import prepare
 from hpc_marl.views.display import PlainDisplay
 
 FIRST_UPDATE_S, SAMPLE_S, RUNNING_S = 3.0, 3.0, 60.0

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from hpc_marl.base.descriptor_limit import raise_descriptor_limit
 from hpc_marl.base.launch_record import read_launch_record
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.control.lease import LEASE_TTL_S
@@ -22,7 +23,7 @@ from hpc_marl.control.worker_state import WorkerStatus, exit_code
 from hpc_marl.errors import HpcMarlError
 from hpc_marl.runs.interrupts import StopSignals
 from hpc_marl.runs.run_log import controller_log
-from hpc_marl.runs.session import closing_display, conclude, drive_run, raise_descriptor_limit
+from hpc_marl.runs.session import closing_display, conclude, drive_run
 from hpc_marl.trials.saved_config import read_config
 from hpc_marl.views.display import PlainDisplay
 from hpc_marl.workers.process_identity import die_with_parent

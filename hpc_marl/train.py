@@ -19,12 +19,14 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from hpc_marl.composing.early_start import start_early_host
 from hpc_marl.errors import ConfigError, HpcMarlError, LaunchError
 from hpc_marl.exit_codes import EXIT_INTERRUPTED, exit_code_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from hpc_marl.base.early_host import EarlyHost
     from hpc_marl.config import ExperimentConfig
 
 
@@ -47,14 +49,18 @@ class Outcome(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name) and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    early_host = None if "hydra" in sys.modules else start_early_host(arguments)
     try:
-        return _main(arguments)
+        return _main(arguments, early_host)
     except HpcMarlError as error:
         sys.stderr.write(f"error: {error}\n")
         return exit_code_of(error)
+    finally:
+        if early_host is not None:
+            early_host.dismiss()
 
 
-def _main(arguments: list[str]) -> int:
+def _main(arguments: list[str], early_host: EarlyHost | None) -> int:
     from hydra._internal.utils import get_args_parser
 
     only = {flag for flag in (DRY_RUN_FLAG, PREPARE_FLAG) if flag in arguments}
@@ -80,7 +86,7 @@ def _main(arguments: list[str]) -> int:
         return 0
     if not _concerns_hydra(options):
         # Hydra would only compose the same once more, which takes as long as to start a worker.
-        runner = _JobRunner(None, only)
+        runner = _JobRunner(None, only, early_host)
         runner.run(experiment, options.overrides)
         return runner.exit_code
     runner = _JobRunner(_swept_keys(options) if options.multirun else None, only)
@@ -95,7 +101,8 @@ def _concerns_hydra(options: Namespace) -> bool:
 
 
 def _checked_experiment(options: Namespace) -> ExperimentConfig:
-    from hpc_marl.composing.compose import PRIMARY_CONFIG, compose_experiment
+    from hpc_marl.composing.compose import compose_experiment
+    from hpc_marl.composing.conf_files import PRIMARY_CONFIG
 
     # A config path of one's own would lack our defaults, and a rerun would unpickle a file.
     for name in ("config_path", "experimental_rerun"):
@@ -131,12 +138,18 @@ class _JobRunner:
     Args:
         sweep_keys: what a sweep varies; None where there is none.
         only: flags of what to do instead of training.
+        early_host: was started for the one run of it.
     """
 
-    def __init__(self, sweep_keys: Sequence[str] | None, only: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        sweep_keys: Sequence[str] | None,
+        only: Collection[str] = (),
+        early_host: EarlyHost | None = None,
+    ) -> None:
         self.exit_code = 0
         self._home = _this_process()
-        self._sweep_keys, self._only = sweep_keys, only
+        self._sweep_keys, self._only, self._early_host = sweep_keys, only, early_host
         self._core_jobs: list[str] = []
 
     def __call__(self, composed: DictConfig) -> float | None:
@@ -182,7 +195,7 @@ class _JobRunner:
         if experiment.controller == "session":
             from hpc_marl.runs.session import run_experiment
 
-            return run_experiment(experiment, overrides)
+            return run_experiment(experiment, overrides, early_host=self._early_host)
         from hpc_marl.runs.submission import submit_experiment
 
         limit = experiment.max_concurrent
@@ -218,7 +231,8 @@ def _run_hydra(arguments: Sequence[str], task: object) -> None:
     """Let Hydra run `task` with its own command line; Hydra reads sys.argv and nothing else."""
     import hydra
 
-    from hpc_marl.composing.compose import PRIMARY_CONFIG, VERSION_BASE, conf_directory, register_defaults
+    from hpc_marl.composing.compose import VERSION_BASE, register_defaults
+    from hpc_marl.composing.conf_files import PRIMARY_CONFIG, conf_directory
 
     register_defaults()
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from hpc_marl.base.descriptor_limit import raise_descriptor_limit
 from hpc_marl.base.launch_record import LaunchRecord, read_launch_record
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.commands.command_line import run_command, trial_parser
@@ -23,7 +24,7 @@ from hpc_marl.errors import ConfigError, NoControllerError
 from hpc_marl.runs.interrupts import StopSignals
 from hpc_marl.runs.live_client import live_controller
 from hpc_marl.runs.run_log import controller_log
-from hpc_marl.runs.session import closing_display, conclude, drive_run, raise_descriptor_limit
+from hpc_marl.runs.session import closing_display, conclude, drive_run
 from hpc_marl.trials.reference import find_trial
 from hpc_marl.trials.saved_config import read_config
 from hpc_marl.trials.trial_files import read_verdict

@@ -26,25 +26,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from hpc_marl.composing.conf_files import PRIMARY_CONFIG, conf_directory
 from hpc_marl.composing.overrides import check_overrides, mapping_paths, without_sweeps
 from hpc_marl.config import ExperimentConfig, build, to_dict
 from hpc_marl.errors import ConfigError
 
 VERSION_BASE = "1.3"
-PRIMARY_CONFIG = "config"
-
-
-def conf_directory() -> Path:
-    """Return the directory of our YAML files: inside an installed wheel, or beside the package in a clone.
-
-    Raises:
-        ConfigError: neither is there.
-    """
-    package = Path(__file__).resolve().parents[1]
-    for candidate in (package / "conf", package.parent / "conf"):
-        if (candidate / f"{PRIMARY_CONFIG}.yaml").is_file():
-            return candidate
-    raise ConfigError(f"no conf/{PRIMARY_CONFIG}.yaml in {package} or beside it; install hpc_marl again")
 
 
 @cache

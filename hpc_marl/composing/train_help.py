@@ -11,7 +11,8 @@ from typing import Any
 
 from hydra import compose
 
-from hpc_marl.composing.compose import PRIMARY_CONFIG, experiment_from, hydra_search_path, translated_errors
+from hpc_marl.composing.compose import experiment_from, hydra_search_path, translated_errors
+from hpc_marl.composing.conf_files import PRIMARY_CONFIG
 from hpc_marl.composing.overrides import check_overrides
 from hpc_marl.config import ExperimentConfig
 from hpc_marl.config.build import unknown_key_message

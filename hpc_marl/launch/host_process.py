@@ -10,10 +10,9 @@ from pathlib import Path
 
 import psutil
 
+from hpc_marl.base.early_host import MARK_VARIABLE, EarlyHost, common_environment
 from hpc_marl.launch.simulated_nodes import Seat
 
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-_MARK_VARIABLE = "HPC_MARL_PROCESS_MARK"
 _REAP_WAIT_S = 2.0
 
 
@@ -27,36 +26,38 @@ def host_environment(seat: Seat, *, job_id: str, restarts: int, mark: str, has_g
         mark: inherited by all that it starts, which is how `kill_marked` finds them.
         has_gpus: GPUs are slots, so it may see its own alone.
     """
-    # Inside an allocation of Slurm, its variables tell another job's ranks and array index.
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     visible = {}
     if has_gpus:
         outer = [number for number in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if number]
         numbers = [outer[gpu] if gpu < len(outer) else str(gpu) for gpu in seat.gpus]
         visible["CUDA_VISIBLE_DEVICES"] = ",".join(numbers)
     return {
-        **inherited,
-        # The host sets its workers' threads; it needs one itself.
-        **dict.fromkeys(_THREAD_VARIABLES, "1"),
+        **common_environment(mark),
         **visible,
-        "PYTHONUNBUFFERED": "1",
         "HPC_MARL_NODE": seat.node_name,
         "HPC_MARL_JOB_ID": job_id,
         "SLURM_CPUS_PER_TASK": str(seat.cpus),
         **({"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}),
-        _MARK_VARIABLE: mark,
     }
 
 
 def start_process(
-    command: Sequence[str], environment: dict[str, str], log_file: Path
+    command: Sequence[str], environment: dict[str, str], log_file: Path, early: EarlyHost | None = None
 ) -> subprocess.Popen[bytes]:
     """Start a process in a session of its own, so that Ctrl-C does not reach it; its output is appended to a file.
+
+    Args:
+        command: the command line.
+        environment: all of it.
+        log_file: its directory is made where missing.
+        early: one that was started for this, where there is one.
 
     Raises:
         OSError: the command cannot be run.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
+    if early is not None and (process := early.take(command, environment, log_file)) is not None:
+        return process
     with open(log_file, "ab") as log:
         return subprocess.Popen(
             command,
@@ -92,6 +93,6 @@ def _marked(marks: Collection[str]) -> list[psutil.Process]:
     for process in psutil.process_iter():
         # Other users' processes cannot be read, and some end while we look.
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
-            if process.pid != os.getpid() and process.environ().get(_MARK_VARIABLE) in marks:
+            if process.pid != os.getpid() and process.environ().get(MARK_VARIABLE) in marks:
                 found.append(process)
     return found

@@ -12,7 +12,6 @@ import logging
 import random
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
 
+from hpc_marl.base.early_host import HOST_PROGRAM, EarlyHost
 from hpc_marl.base.jobs import JobReport, JobState
 from hpc_marl.base.launch_record import JobRecord, add_job, read_launch_record
 from hpc_marl.base.run_directory import RunDirectory
@@ -61,6 +61,8 @@ class _LocalJob:
     ends_as: JobState | None = None
     """What becomes of it once its processes have ended; None: their exit codes decide."""
     has_failed: bool = False
+    mark: str = ""
+    """Of the processes of its present start."""
 
     @property
     def is_alive(self) -> bool:
@@ -80,6 +82,7 @@ class LocalJobs:
         directory: of the trial.
         command: slot -> command line; None: the host process.
         clock: seconds, as `time.monotonic`.
+        early_host: becomes the first host of a core job.
 
     Attributes:
         plan: may be replaced by a larger one.
@@ -93,6 +96,7 @@ class LocalJobs:
         *,
         command: Callable[[int], list[str]] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        early_host: EarlyHost | None = None,
     ) -> None:
         cluster = config.cluster
         self.plan = plan
@@ -101,7 +105,7 @@ class LocalJobs:
         self._nodes = SimulatedNodes(cluster.nodes, cluster.node_cpus, cluster.node_gpus)
         self._command = command or self._host_command
         self._clock = clock
-        self._mark = uuid.uuid4().hex
+        self._early_host = early_host
         self._num_jobs = 0
         self._job_of_slot: dict[int, _LocalJob] = {}
         self._queue: list[list[_LocalJob]] = []
@@ -219,13 +223,12 @@ class LocalJobs:
         for process in self._processes():
             process.kill()
             process.wait()
-        kill_marked([self._mark_of(job) for job in self._running], wait=True)
+        kill_marked([job.mark for job in self._running], wait=True)
         self._reap()
 
     def _host_command(self, slot: int) -> list[str]:
         run_directory = str(self._directory.path)
-        program = [sys.executable, "-m", "hpc_marl.workers", "host"]
-        return [*program, "--run-dir", run_directory, "--slots", str(slot)]
+        return [*HOST_PROGRAM, "--run-dir", run_directory, "--slots", str(slot)]
 
     def _by_job(self, slots: Iterable[int]) -> list[tuple[Job, list[int]]]:
         """Return the slots by the plan's jobs, both in the plan's order."""
@@ -287,21 +290,25 @@ class LocalJobs:
             for job in gang:
                 job.state = JobState.RUNNING
                 self._running.append(job)
+                early = None
+                if job.job.role == "core":
+                    early, self._early_host = self._early_host, None
+                job.mark = early.mark if early else uuid.uuid4().hex
                 for task in job.tasks:
-                    self._start(job, task, next(waiting))
+                    self._start(job, task, next(waiting), early)
 
-    def _start(self, job: _LocalJob, task: _Task, seat: Seat) -> None:
+    def _start(self, job: _LocalJob, task: _Task, seat: Seat, early: EarlyHost | None) -> None:
         task.seat = seat
         environment = host_environment(
             seat,
             job_id=job.job_id,
             restarts=job.restarts,
-            mark=self._mark_of(job),
+            mark=job.mark,
             has_gpus=self._nodes.counts_gpus,
         )
         log_file = self._directory.logs / "jobs" / f"{self._name}.{job.job.role}.{job.job_id}.out"
         try:
-            task.process = start_process(self._command(task.slot), environment, log_file)
+            task.process = start_process(self._command(task.slot), environment, log_file, early)
         except OSError as error:
             _log.error("slot %d of job %s cannot start: %s", task.slot, job.job_id, error)
             job.has_failed = True
@@ -314,7 +321,7 @@ class LocalJobs:
                     job.has_failed |= code != 0
         ended = [job for job in self._running if not job.is_alive]
         self._running = [job for job in self._running if job.is_alive]
-        kill_marked([self._mark_of(job) for job in ended])
+        kill_marked([job.mark for job in ended])
         for job in ended:
             self._settle(job)
         for job in self._running:
@@ -347,9 +354,6 @@ class LocalJobs:
                 for task in job.tasks:
                     if task.process is not None:
                         task.process.send_signal(number)
-
-    def _mark_of(self, job: _LocalJob) -> str:
-        return f"{self._mark}.{job.order}.{job.restarts}"
 
     def _processes(self) -> list[subprocess.Popen[bytes]]:
         return [task.process for job in self._running for task in job.tasks if task.process is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from hpc_marl.base.early_host import EarlyHost
 from hpc_marl.base.jobs import JobService
 from hpc_marl.base.run_directory import RunDirectory
 from hpc_marl.config import ExperimentConfig
@@ -55,11 +56,16 @@ def with_actors(config: ExperimentConfig, count: int) -> ExperimentConfig:
 
 
 def make_job_service(
-    config: ExperimentConfig, plan: Plan, directory: RunDirectory, *, core_dependency: str = ""
+    config: ExperimentConfig,
+    plan: Plan,
+    directory: RunDirectory,
+    *,
+    core_dependency: str = "",
+    early_host: EarlyHost | None = None,
 ) -> JobService:
     """Return what fills the slots: this machine's processes, or Slurm."""
     if config.cluster.kind == "local":
-        return LocalJobs(config, plan, directory)
+        return LocalJobs(config, plan, directory, early_host=early_host)
     from hpc_marl.launch.slurm_jobs import SlurmJobs  # submitit takes a moment to import
 
     return SlurmJobs(config, plan, directory, core_dependency=core_dependency)

@@ -10,7 +10,6 @@ import dataclasses
 import getpass
 import json
 import os
-import resource
 import shlex
 import socket
 import sys
@@ -18,20 +17,24 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import psutil
 
 from hpc_marl import __version__
+from hpc_marl.base.descriptor_limit import raise_descriptor_limit
+from hpc_marl.base.early_host import EarlyHost
 from hpc_marl.base.launch_record import LaunchRecord, write_launch_record
 from hpc_marl.base.run_directory import RunDirectory, atomic_write
 from hpc_marl.base.security import create_keyring
 from hpc_marl.config import ExperimentConfig, to_dict
 from hpc_marl.control.verdict import Verdict
-from hpc_marl.runs.driver import Drive, Driver
+from hpc_marl.runs.driver import Drive, Driver, MakeJobs
 from hpc_marl.runs.interrupts import Ending, StopSignals, ask_ending, ending_of, is_answerable
 from hpc_marl.runs.run_log import controller_log
+from hpc_marl.runs.run_parts import make_job_service
 from hpc_marl.trials.naming import choose_trial_name, next_epoch, require_not_running
 from hpc_marl.views.display import Display, make_display
 
@@ -59,7 +62,9 @@ class Outcome:
         return 0 if self.verdict is None else self.verdict.exit_code
 
 
-def run_experiment(config: ExperimentConfig, overrides: Sequence[str] = ()) -> Outcome:
+def run_experiment(
+    config: ExperimentConfig, overrides: Sequence[str] = (), *, early_host: EarlyHost | None = None
+) -> Outcome:
     """Train, evaluate and sum up; return when it is over, or when it goes on without this process.
 
     On this machine SIGINT (Ctrl-C) and SIGTERM stop the run in order: the trainer writes a checkpoint and every
@@ -68,6 +73,7 @@ def run_experiment(config: ExperimentConfig, overrides: Sequence[str] = ()) -> O
     Args:
         config: the experiment.
         overrides: that it was composed from, for the command that means this trial again.
+        early_host: a host process that was started for it, where there is one.
 
     Raises:
         ConfigError: the trial cannot be started as asked for.
@@ -90,6 +96,7 @@ def run_experiment(config: ExperimentConfig, overrides: Sequence[str] = ()) -> O
             display=display,
             signals=signals,
             can_detach=record.has_deputy,
+            make_jobs=partial(make_job_service, early_host=early_host),
         )
     return conclude(config, directory, drive, resume_command(config, overrides))
 
@@ -104,6 +111,7 @@ def drive_run(
     signals: StopSignals,
     can_detach: bool,
     lease_timeout_s: float = 0.0,
+    make_jobs: MakeJobs = make_job_service,
 ) -> Drive | None:
     """Take the lease and drive a run until it ends or this process leaves; None: somebody else holds the lease."""
     on_interrupt = config.cluster.on_interrupt
@@ -120,7 +128,7 @@ def drive_run(
         word = "detached" if ending is Ending.DETACH else "stopped"
         return driver.end(ending, f"{word} by {name}")
 
-    with Driver(config, directory, record, kind, display) as driver:
+    with Driver(config, directory, record, kind, display, make_jobs=make_jobs) as driver:
         if not driver.lease.acquire(lease_timeout_s, give_up=lambda: bool(signals.take())):
             return None
         drive = driver.drive(poll)
@@ -191,12 +199,6 @@ def _settled(config: ExperimentConfig) -> ExperimentConfig:
 def run_root(config: ExperimentConfig) -> str:
     """Return where all experiments lie: on a cluster, below its shared directory unless the root is absolute."""
     return os.path.join(config.cluster.shared_root or "", config.root)
-
-
-def raise_descriptor_limit() -> None:
-    """Use all the file descriptors that this process may have: every worker costs the controller a few."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def resume_command(config: ExperimentConfig, overrides: Sequence[str] = ()) -> str:

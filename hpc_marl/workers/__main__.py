@@ -33,28 +33,28 @@ from hpc_marl.workers import WORKER_KINDS
 from hpc_marl.workers.child_processes import Inheritance
 from hpc_marl.workers.nursery import Nurseries, start_nurseries
 from hpc_marl.workers.process_identity import die_with_parent, leave
+from hpc_marl.workers.waiting_host import WaitingHost, wait_for_orders
 
 _log = logging.getLogger("hpc_marl.workers")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one worker to its end and return the process's exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hpc_marl.workers", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("worker_name", help="kind/index, such as actor/3; or host, with --slots")
-    parser.add_argument(
-        "--run-dir", required=True, type=Path, help="the trial's directory: ROOT/EXPERIMENT/TRIAL"
-    )
-    parser.add_argument("--log-file", type=Path, help="where to log; default: standard error")
-    parser.add_argument(
-        "--slots", help="slots of the job, such as 2,5,7: which one is this task's says Slurm"
-    )
-    parser.add_argument("--life", type=int, default=0, help="how often this worker was started before")
-    parser.add_argument("--parent", type=int, help="end when this process, the parent, does")
+    parser = _parser()
     options = parser.parse_args(arguments)
     # Slurm's notice before a time limit goes to every process of a job; the host acts on it, and it kills by default.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    early: WaitingHost | None = None
+    if options.ordered_by is not None:
+        started = wait_for_orders(options.ordered_by)
+        if isinstance(started, list):
+            leave(main(started))  # not the host, but a worker that came of it
+        if started is None:
+            return 0
+        early = started
+        options = parser.parse_args(early.arguments)
+    if options.run_dir is None:
+        parser.error("--run-dir is required")
     if options.slots is not None:
         options.worker_name = f"host/{own_slot(options.slots, os.environ)}"
     configure_logging(options.worker_name, options.log_file)
@@ -66,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         relay: HeartbeatRelay | None = None
         nurseries: Nurseries | None = None
         if (slot := _slot_of(options.worker_name)) is not None:
-            relay = HeartbeatRelay()
-            found = start_nurseries(directory.path, has_torch_workers=record.role_of(slot) == "core")
+            relay, heavy = (early.relay, early.nursery) if early else (HeartbeatRelay(), None)
+            found = start_nurseries(directory.path, record.role_of(slot) == "core", heavy)
             if isinstance(found, list):
                 relay.leave_to_worker()
                 leave(main(found))  # not the host any more, but a worker that came of it
@@ -86,6 +86,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception:  # noqa: BLE001  The worker main is the last place that can say what happened.
         _log.exception("%s failed", options.worker_name)
         return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m hpc_marl.workers", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("worker_name", help="kind/index, such as actor/3; or host, with --slots")
+    parser.add_argument("--run-dir", type=Path, help="the trial's directory: ROOT/EXPERIMENT/TRIAL")
+    parser.add_argument("--log-file", type=Path, help="where to log; default: standard error")
+    parser.add_argument(
+        "--slots", help="slots of the job, such as 2,5,7: which one is this task's says Slurm"
+    )
+    parser.add_argument("--life", type=int, default=0, help="how often this worker was started before")
+    parser.add_argument("--parent", type=int, help="end when this process, the parent, does")
+    parser.add_argument("--ordered-by", type=int, help="host only: await orders of this process, the parent")
+    parser.add_argument("--room", help="for longer arguments to be shown")
+    return parser
 
 
 def own_slot(slots: str, environment: Mapping[str, str]) -> int:

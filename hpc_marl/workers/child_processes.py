@@ -16,7 +16,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpc_marl.workers.nursery import THREAD_VARIABLES, Nurseries, NurseryChild
+from hpc_marl.base.early_host import THREAD_VARIABLES
+from hpc_marl.workers.nursery import Nurseries, NurseryChild
 
 _GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
 _KILL_WAIT_S = 5.0

@@ -28,10 +28,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpc_marl.base.early_host import THREAD_VARIABLES, Orders
 from hpc_marl.base.network import process_start_ticks
-from hpc_marl.workers.process_identity import become, die_with_parent, show_command_line
+from hpc_marl.workers.process_identity import (
+    become,
+    die_with_parent,
+    move_output,
+    replace_environment,
+    show_command_line,
+)
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _LIGHT_MODULES = (
     "hpc_marl.workers.actor",
     "hpc_marl.workers.evaluator",
@@ -114,6 +120,10 @@ class Nursery:
         )
         return child
 
+    def settle(self, orders: Orders) -> None:
+        """Have its workers come of a host that has become what these orders say."""
+        self.send({"settle": orders.encode().decode()})
+
     def send(self, message: Mapping[str, Any]) -> None:
         """Tell the nursery something."""
         try:
@@ -188,12 +198,15 @@ class Nurseries:
                 nursery.close()
 
 
-def start_nurseries(run_directory: Path, has_torch_workers: bool) -> Nurseries | list[str]:
+def start_nurseries(
+    run_directory: Path, has_torch_workers: bool, heavy: Nursery | None = None
+) -> Nurseries | list[str]:
     """Fork a host's nurseries. The process must have one thread.
 
     Args:
         run_directory: shown in their command lines, by which people find the processes of a run.
         has_torch_workers: whether trainers or policy workers are expected.
+        heavy: the nursery for these, where it was started already.
 
     Returns:
         the nurseries in this process; in every worker's new process, the arguments that it was launched with.
@@ -201,13 +214,20 @@ def start_nurseries(run_directory: Path, has_torch_workers: bool) -> Nurseries |
     for variable in THREAD_VARIABLES:
         os.environ[variable] = "1"
     shown = ["nursery", "--run-dir", str(run_directory)]
-    heavy = start_nursery(_TORCH_MODULES, shown) if has_torch_workers else None
-    if isinstance(heavy, list):
-        return heavy
+    if heavy is None and has_torch_workers:
+        found = start_heavy_nursery(shown)
+        if isinstance(found, list):
+            return found
+        heavy = found
     # Where a trainer starts first, its imports must not be held up by those for the evaluator, which comes last.
     others, delay_s = ([], 0.0) if heavy is None else ([heavy], _LATE_S)
     light = start_nursery(_LIGHT_MODULES, shown, delay_s, others)
     return light if isinstance(light, list) else Nurseries(light, heavy)
+
+
+def start_heavy_nursery(shown: Sequence[str]) -> Nursery | list[str]:
+    """Fork the nursery of those who need torch; see `start_nursery`."""
+    return start_nursery(_TORCH_MODULES, shown)
 
 
 def start_nursery(
@@ -258,9 +278,10 @@ class _Forking:
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         if delay_s:
             select.select([self._connection], [], [], delay_s)
+        gc.disable()  # it would look through all that is imported again and again, and find little
         _import_all(modules)
-        gc.collect()
         gc.freeze()  # what a collector does not touch stays shared
+        gc.enable()
         while True:
             sources: list[Any] = [self._connection, self._woken]
             ready, _, _ = select.select(sources, [], [])
@@ -277,7 +298,9 @@ class _Forking:
             if not content:
                 os._exit(0)
             message = json.loads(content)
-            if "signal" in message:
+            if "settle" in message:
+                _settle(Orders.decode(message["settle"].encode()))
+            elif "signal" in message:
                 self._signal(message["child"], message["signal"])
             elif (arguments := self._fork(message)) is not None:
                 return arguments
@@ -327,6 +350,13 @@ class _Forking:
     def _report(self, **report: int) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # read as an end by `serve`
             self._connection.send(json.dumps(report).encode())
+
+
+def _settle(orders: Orders | None) -> None:
+    if orders is not None:
+        replace_environment(orders.environment)
+        move_output(orders.log_file, with_earlier=True)
+        show_command_line(["nursery", *orders.arguments[1:3]])  # its run
 
 
 def _import_all(modules: Iterable[str]) -> None:

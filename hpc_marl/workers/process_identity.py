@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,34 @@ def die_with_parent(parent: int, number: int = signal.SIGTERM) -> bool:
     return os.getppid() == parent
 
 
+def outlive_parent() -> None:
+    """Get no signal any more when the parent process ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
+
+
+def replace_environment(environment: Mapping[str, str]) -> None:
+    """Have these variables and no others."""
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def move_output(log_file: Path, *, with_earlier: bool) -> None:
+    """Say everything there from now on.
+
+    Args:
+        log_file: appended to.
+        with_earlier: also what was said so far, where that went to a file.
+    """
+    descriptor = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if with_earlier and stat.S_ISREG(os.fstat(1).st_mode):
+        os.lseek(1, 0, os.SEEK_SET)
+        while content := os.read(1, 1 << 16):
+            os.write(descriptor, content)
+    for output in (1, 2):
+        os.dup2(descriptor, output)
+    os.close(descriptor)
+
+
 def become(arguments: Sequence[str], environment: Mapping[str, str], log_file: Path) -> None:
     """Be what a program started as `python -m hpc_marl.workers *arguments` would be, in a new process after fork.
 
@@ -36,10 +65,7 @@ def become(arguments: Sequence[str], environment: Mapping[str, str], log_file: P
     nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     os.dup2(nothing, 0)
     os.close(nothing)
-    descriptor = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    for output in (1, 2):
-        os.dup2(descriptor, output)
-    os.close(descriptor)
+    move_output(log_file, with_earlier=False)
     os.environ.update(environment)
     reseed()
     sys.argv[1:] = arguments

@@ -32,7 +32,9 @@ class Session:
         self.overrides: list[list[str]] = []
         self.outcomes: list[Outcome | Exception] = []
 
-    def run_experiment(self, experiment: ExperimentConfig, overrides: Sequence[str]) -> Outcome:
+    def run_experiment(
+        self, experiment: ExperimentConfig, overrides: Sequence[str], early_host: object = None
+    ) -> Outcome:
         self.experiments.append(experiment)
         self.overrides.append(list(overrides))
         outcome = self.outcomes.pop(0) if self.outcomes else Outcome()

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from hpc_marl.base.early_host import Orders
 from hpc_marl.workers.nursery import Nursery, NurseryChild, start_nursery
 from hpc_marl.workers.process_identity import die_with_parent, leave
 
@@ -33,6 +34,7 @@ def work(arguments: list[str]) -> int:
                 "pid": os.getpid(),
                 "parent": os.getppid(),
                 "COLOUR": os.environ.get("COLOUR"),
+                "SHAPE": os.environ.get("SHAPE"),
                 "key": zmq.curve_keypair()[1].decode(),
                 "random": [random.random(), float(np.random.random())],
                 "descriptors": sorted(map(int, os.listdir("/proc/self/fd"))),
@@ -48,7 +50,7 @@ def work(arguments: list[str]) -> int:
 
 
 def main() -> None:
-    """Serve one command a line: launch NAME, kill NAME, term NAME, wait NAME, bury."""
+    """Serve one command a line: launch NAME, kill NAME, term NAME, wait NAME, bury PID, settle SHAPE."""
     directory = Path(sys.argv[1])
     nursery = start_nursery(["numpy.random", "no_such_module_at_all"], ["nursery", "x"])
     if not isinstance(nursery, Nursery):
@@ -63,6 +65,11 @@ def main() -> None:
             children[name].kill()
         elif command == "term":
             children[name].send_signal(signal.SIGTERM)
+        elif command == "settle":
+            orders = Orders(
+                ["host", "--run-dir", str(directory)], {"SHAPE": name}, directory / "nursery-0.log"
+            )
+            nursery.settle(orders)
         elif command == "bury":
             os.kill(int(name), signal.SIGKILL)
         code = children[name].wait(30.0) if command == "wait" else None

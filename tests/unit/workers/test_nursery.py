@@ -93,6 +93,17 @@ def test_a_worker_is_found_by_its_command_line(host: Host) -> None:
     assert nursery[:5] == [*before[:3], "nursery", "x"] and not "".join(nursery[5:]).strip()
 
 
+def test_a_nursery_that_was_there_before_its_run_learns_of_it(host: Host) -> None:
+    before = host.launch("sleeper/1")
+    host.do("settle round")
+    word = host.launch("sleeper/2")
+    assert (before["SHAPE"], before["COLOUR"]) == (None, "blue")
+    assert (word["SHAPE"], word["COLOUR"]) == ("round", "blue")
+    assert (host.directory / "nursery-0.log").exists(), "gets what the nursery says"
+    nursery = psutil.Process(word["parent"])
+    assert nursery.cmdline()[3:5] == ["nursery", "--run-dir"]
+
+
 def test_exit_codes_and_signals_are_told(host: Host) -> None:
     assert host.launch("quits/7") and host.do("wait quits/7")["code"] == 7
     host.launch("sleeper/1")
