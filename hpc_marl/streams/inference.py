@@ -24,7 +24,8 @@ from __future__ import annotations
 from hpc_marl.streams.inference_batch import RequestJoiner
 from hpc_marl.streams.inference_client import ClientStatistics, InferenceClient, InferenceReply
 from hpc_marl.streams.inference_layout import ArrayField, InferenceLayout, policy_layout
-from hpc_marl.streams.inference_server import InferenceRequest, InferenceServer, ServerStatistics
+from hpc_marl.streams.inference_requests import InferenceRequest
+from hpc_marl.streams.inference_server import InferenceServer, ServerStatistics
 
 __all__ = [
     "ArrayField",

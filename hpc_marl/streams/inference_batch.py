@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_marl.errors import StreamError
-from hpc_marl.streams.inference_server import InferenceRequest
+from hpc_marl.streams.inference_requests import InferenceRequest
 
 
 class RequestJoiner:

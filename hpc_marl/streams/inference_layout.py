@@ -69,22 +69,20 @@ class PackedArrays:
     def views(self, buffer: memoryview) -> dict[str, NDArray[Any]]:
         """Return the arrays as views of a buffer of `nbytes`."""
         return {
-            name: np.frombuffer(buffer[start:stop], dtype).reshape(shape)
-            for name, dtype, shape, start, stop in self._places
+            name: np.ndarray(shape, dtype, buffer, start) for name, dtype, shape, start, _ in self._places
         }
 
-    def packed(self, arrays: Mapping[str, NDArray[Any]], place: slice) -> bytes:
-        """Return the flat buffer with one group's part of the arrays of a batch.
+    def parts(self, arrays: Mapping[str, NDArray[Any]], place: slice) -> list[bytes]:
+        """Return one group's part of the arrays of a batch in pieces, which make up the flat buffer.
 
         Args:
             arrays: of the whole batch; checked before.
             place: the group's environments in it.
         """
-        parts = [
+        return [
             arrays[name][place].tobytes().ljust(-(-(stop - start) // _ALIGNMENT) * _ALIGNMENT, b"\0")
             for name, _, _, start, stop in self._places
         ]
-        return b"".join(parts)
 
     def check(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Raise StreamError where arrays are not exactly these."""

@@ -19,6 +19,7 @@ from hpc_marl.base.eager_poll import EagerPoll
 from hpc_marl.base.network import host_identity
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.service_records import ServiceRecord
+from hpc_marl.base.socket_shortcuts import send_of
 from hpc_marl.errors import ProtocolError, StreamError
 from hpc_marl.streams.inference_messages import (
     ANSWER,
@@ -35,6 +36,7 @@ from hpc_marl.streams.inference_slots import InferenceSlots
 from hpc_marl.streams.links import can_receive, can_send, connect
 
 _MAX_MESSAGE_BYTES = 256 * 2**20
+_NOBLOCK, _RCVTIMEO = int(zmq.NOBLOCK), int(zmq.RCVTIMEO)  # enums take a microsecond each time
 
 _logger = logging.getLogger(__name__)
 
@@ -71,6 +73,8 @@ class ServerLine:
         self.is_attached = False
         """Whether the server reads the slots."""
         self._number = 0
+        self._send_frame = send_of(self._socket)
+        self._wait_ms = -1
         self._poll = EagerPoll()
         self._zmq_poll = zmq.Poller()
         self._zmq_poll.register(self._socket, zmq.POLLIN)
@@ -146,24 +150,32 @@ class ServerLine:
         """
         if only_line and self._button is not None:
             return self._answers_of_line(timeout_s)
-        if not can_receive(self._socket):
+        if self._bell is None and timeout_s > 0:
+            return self._next_answer(timeout_s, slots)
+        if timeout_s > 0 and not can_receive(self._socket):
             self._zmq_poll.poll(math.ceil(1000 * timeout_s))
         found: list[Answer] = []
         if self._button is not None and self._bell is not None:
             found = _read(self._bell)
         while can_receive(self._socket):
-            frame = self._socket.recv(zmq.NOBLOCK)
-            try:
-                found.extend(self._take_in(frame, slots))
-            except ProtocolError as error:
-                self.malformed += 1
-                _logger.debug("ignored a malformed answer on the inference stream: %s", error)
+            found.extend(self._take_in(self._socket.recv(_NOBLOCK), slots))
         return found
 
     def close(self) -> None:
         """Disconnect."""
         self.detach()
         self._socket.close(linger=0)
+
+    def _next_answer(self, timeout_s: float, slots: InferenceSlots) -> list[Answer]:
+        """Sleep in the socket, which costs less than to sleep until it can be read, and then to read it."""
+        if (wait_ms := math.ceil(1000 * timeout_s)) != self._wait_ms:
+            self._socket.set(_RCVTIMEO, wait_ms)
+            self._wait_ms = wait_ms
+        try:
+            frame = self._socket.recv()
+        except zmq.Again:
+            return []
+        return self._take_in(frame, slots)
 
     def _answers_of_line(self, timeout_s: float) -> list[Answer]:
         assert self._bell is not None and self._button is not None
@@ -183,16 +195,21 @@ class ServerLine:
 
     def _send(self, frame: bytes) -> bool:
         try:
-            self._socket.send(frame, zmq.NOBLOCK)
+            self._send_frame(frame, _NOBLOCK)
         except zmq.Again:
             return False
         return True
 
     def _take_in(self, frame: bytes, slots: InferenceSlots) -> list[Answer]:
-        message, arrays = from_server(frame)
-        if isinstance(message, ReplyHead):
-            if len(arrays) != slots.layout.reply.nbytes:
+        try:
+            message, arrays = from_server(frame)
+            if isinstance(message, ReplyHead) and len(arrays) != slots.layout.reply.nbytes:
                 raise ProtocolError(f"an answer of {len(arrays)} bytes; expected {slots.layout.reply.nbytes}")
+        except ProtocolError as error:
+            self.malformed += 1
+            _logger.debug("ignored a malformed answer on the inference stream: %s", error)
+            return []
+        if isinstance(message, ReplyHead):
             return [Answer(message.id, message.policy_version, message.group, arrays)]
         if (handle := slots.handle) is None or message.token != handle.token:
             return []  # of an earlier offer

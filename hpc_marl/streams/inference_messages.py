@@ -31,7 +31,7 @@ ANSWER = struct.Struct("=qqI12x")
 _LENGTH = struct.Struct("<I")
 
 
-class RequestHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="request"):
+class RequestHead(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="request"):
     """Behind the packed arrays."""
 
     client: Name
@@ -42,7 +42,7 @@ class RequestHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="
     """Of the arrays, and of the answer; `InferenceLayout.encoded`."""
 
 
-class ReplyHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="reply"):
+class ReplyHead(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="reply"):
     """Behind the packed arrays."""
 
     id: Count
@@ -50,7 +50,7 @@ class ReplyHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="re
     policy_version: int
 
 
-class Attach(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="attach"):
+class Attach(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="attach"):
     """A client offers its slots."""
 
     client: Name
@@ -62,7 +62,7 @@ class Attach(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="attac
     """Hears of answers."""
 
 
-class Attached(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="attached"):
+class Attached(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="attached"):
     """The server reads the slots that `token` names; the client's requests may go through the bell."""
 
     token: bytes
@@ -70,7 +70,7 @@ class Attached(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="att
     bell: DoorbellHandle
 
 
-class Refused(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="refused"):
+class Refused(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="refused"):
     """The server does not; requests go on by ZMQ."""
 
     token: bytes
@@ -80,34 +80,37 @@ class Refused(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="refu
 ClientMessage = RequestHead | Attach
 ServerMessage = ReplyHead | Attached | Refused
 
+_as_client_message = serialization.decoder(cast("type[ClientMessage]", ClientMessage))
+_as_server_message = serialization.decoder(cast("type[ServerMessage]", ServerMessage))
 
-def to_frame(head: ClientMessage | ServerMessage, arrays: Buffer = b"") -> bytes:
+
+def to_frame(head: ClientMessage | ServerMessage, *arrays: Buffer) -> bytes:
     """Return a message: arrays, head, length of the head; so the arrays are as aligned as the frame."""
     encoded = serialization.encode(head)
-    return b"".join((arrays, encoded, _LENGTH.pack(len(encoded))))
+    return b"".join((*arrays, encoded, _LENGTH.pack(len(encoded))))
 
 
-def from_client(frame: bytes) -> tuple[ClientMessage, memoryview]:
+def from_client(frame: Buffer) -> tuple[ClientMessage, memoryview]:
     """Return head and arrays of a client's message.
 
     Raises:
         ProtocolError: it is not one.
     """
     head, arrays = _split(frame)
-    return serialization.decode(head, cast("type[ClientMessage]", ClientMessage)), arrays
+    return _as_client_message(head), arrays
 
 
-def from_server(frame: bytes) -> tuple[ServerMessage, memoryview]:
+def from_server(frame: Buffer) -> tuple[ServerMessage, memoryview]:
     """Return head and arrays of a server's message.
 
     Raises:
         ProtocolError: it is not one.
     """
     head, arrays = _split(frame)
-    return serialization.decode(head, cast("type[ServerMessage]", ServerMessage)), arrays
+    return _as_server_message(head), arrays
 
 
-def _split(frame: bytes) -> tuple[memoryview, memoryview]:
+def _split(frame: Buffer) -> tuple[memoryview, memoryview]:
     end = len(frame) - _LENGTH.size
     start = end - _LENGTH.unpack_from(frame, end)[0] if end >= 0 else -1
     if start < 0:

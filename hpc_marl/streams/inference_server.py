@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import logging
 import select
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import zmq
 from numpy.typing import NDArray
 
 from hpc_marl.base.doorbell import Doorbell
@@ -25,47 +23,18 @@ from hpc_marl.streams.inference_messages import (
     Attached,
     Refused,
     ReplyHead,
-    RequestHead,
     from_client,
     to_frame,
 )
+from hpc_marl.streams.inference_port import RequestPort
+from hpc_marl.streams.inference_requests import InferenceRequest
 from hpc_marl.streams.inference_seats import ClientSeat, attach_seat
 from hpc_marl.streams.links import Transport
 
-_MAX_MESSAGES_PER_POLL = 4096
 _SWEEP_INTERVAL_S = 5.0
 """Between two looks for clients that have ended."""
 
 _logger = logging.getLogger(__name__)
-
-
-class _Origin(Protocol):
-    """Where a request came from, and its answer goes to."""
-
-    def answer(
-        self, request: InferenceRequest, arrays: Mapping[str, NDArray[Any]], place: slice, policy_version: int
-    ) -> None:
-        """Write or send the answer."""
-
-    def flush(self) -> int:
-        """Let the client know of the answers; return how many could not be delivered."""
-
-
-@dataclass(eq=False)
-class InferenceRequest:
-    """One environment group that waits for actions."""
-
-    client: str
-    """Id of the client; with `group` it names who waits."""
-    id: int
-    group: int
-    min_policy_version: int
-    """The answer must come from a policy of at least this version."""
-    layout: InferenceLayout
-    arrays: dict[str, NDArray[Any]]
-    """observation [E, N, D], noise [E, N, K], and where there are such action_mask [E, N, A], memory [E, N, H];
-    read-only."""
-    origin: _Origin
 
 
 @dataclass(frozen=True)
@@ -102,23 +71,19 @@ class InferenceServer:
         max_message_bytes: int = 256 * 2**20,
         transport: Transport = "auto",
     ) -> None:
-        bound = context.sockets.bind(zmq.ROUTER, context.bind_hosts, max_message_bytes=max_message_bytes)
-        self._socket = bound.socket
+        self._port = RequestPort(context, key, max_message_bytes)
         self._max_bytes = max_message_bytes
         self._bell = Doorbell() if transport == "auto" else None
         self._poll = EagerPoll()
-        self._poll.register(int(self._socket.getsockopt(zmq.FD)), select.POLLIN)
+        self._poll.register(self._port.fd, select.POLLIN)
         if self._bell is not None:
             self._poll.register(self._bell.fileno(), select.POLLIN)
-        self._look_at_socket = True
-        """ZMQ's descriptor tells of changes only; after a use of the socket it may be silent although there is more."""
         self._seats: dict[int, ClientSeat] = {}
         self._numbers = itertools.count()
         self._swept_s = time.monotonic()
         self._waiting: dict[tuple[str, int], InferenceRequest] = {}
         """By client and group, oldest first."""
         self._received = self._answered = self._replaced = self._malformed = self._unsendable = 0
-        context.publish(key, bound)
 
     @property
     def num_waiting(self) -> int:
@@ -128,15 +93,17 @@ class InferenceServer:
     def poll(self, timeout_s: float = 0.0) -> int:
         """Take in what has arrived, waiting up to `timeout_s` for the first of it; return the new requests."""
         before = self._received
-        if self._look_at_socket:
-            self._receive()
+        if not self._seats:  # nobody rings
+            self._hear(timeout_s)
+            return self._received - before
+        if self._port.must_look:
+            self._hear()
         wait_s = timeout_s if self._received == before else 0.0
-        bell = -1 if self._bell is None else self._bell.fileno()
         for fd, _ in self._poll.poll(wait_s):
-            if fd == bell:
-                self._listen()
+            if fd == self._port.fd:
+                self._hear()
             else:
-                self._receive()
+                self._listen()
         self._sweep()
         return self._received - before
 
@@ -190,14 +157,14 @@ class InferenceServer:
             answered=self._answered,
             waiting=len(self._waiting),
             replaced=self._replaced,
-            malformed=self._malformed,
+            malformed=self._malformed + self._port.malformed,
             unsendable=self._unsendable,
             attached=len(self._seats),
         )
 
     def close(self) -> None:
         """Stop listening; clients turn to another server."""
-        self._socket.close()
+        self._port.close()
         self._waiting.clear()
         for seat in self._seats.values():
             seat.close()
@@ -240,7 +207,7 @@ class InferenceServer:
             answer = Attached(token, self._seat_number(offer), self._bell.handle())
         except StreamError as error:
             answer = Refused(token, str(error))
-        self._send(routing_id, to_frame(answer))
+        self._port.send(routing_id, to_frame(answer))
 
     def _seat_number(self, offer: Attach) -> int:
         """Return the number of a client's seat; a new one replaces that of other slots."""
@@ -266,52 +233,40 @@ class InferenceServer:
 
     # ---- clients by ZMQ
 
-    def _receive(self) -> None:
-        self._look_at_socket = False
-        for _ in range(_MAX_MESSAGES_PER_POLL):
+    def _hear(self, wait_s: float = 0.0) -> None:
+        for routing_id, content in self._port.messages(wait_s):
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            try:
-                self._take_in(frames)
+                self._take_in(routing_id, content)
             except ProtocolError as error:
                 self._malformed += 1
                 _logger.debug("ignored a malformed message on the inference stream: %s", error)
-        self._look_at_socket = True
 
-    def _take_in(self, frames: list[bytes]) -> None:
-        if len(frames) != 2:
-            raise ProtocolError(f"a message of {len(frames) - 1} frames; expected one")
-        routing_id, frame = frames
-        message, arrays = from_client(frame)
-        if isinstance(message, Attach):
-            self._attach(routing_id, message)
+    def _take_in(self, routing_id: bytes, content: memoryview) -> None:
+        head, packed = from_client(content)
+        if isinstance(head, Attach):
+            self._attach(routing_id, head)
             return
-        layout = decode_layout(message.layout)
+        layout = decode_layout(head.layout)
         if layout.reply.nbytes > self._max_bytes:
             raise ProtocolError(f"answers of {layout.reply.nbytes} bytes; at most {self._max_bytes} are sent")
-        if len(arrays) != layout.request.nbytes:
-            raise ProtocolError(f"a request of {len(arrays)} bytes; expected {layout.request.nbytes}")
-        self._accept(_by_zmq(message, layout, arrays, _ZmqOrigin(self, routing_id)))
-
-    def _send(self, routing_id: bytes, frame: bytes) -> bool:
-        """Send without waiting; return False where the client has gone."""
-        self._look_at_socket = True
-        try:
-            self._socket.send_multipart([routing_id, frame], zmq.NOBLOCK)
-        except zmq.ZMQError as error:
-            if error.errno not in (errno.EHOSTUNREACH, zmq.EAGAIN):
-                raise
-            return False
-        return True
+        if len(packed) != layout.request.nbytes:
+            raise ProtocolError(f"a request of {len(packed)} bytes; expected {layout.request.nbytes}")
+        origin = _Correspondent(self._port, routing_id)
+        arrays = layout.request.views(packed)
+        self._accept(
+            InferenceRequest(
+                head.client, head.id, head.group, head.min_policy_version, layout, arrays, origin
+            )
+        )
 
 
-class _ZmqOrigin:
-    """A request that came by ZMQ; its answer goes the same way."""
+class _Correspondent:
+    """Where a request came from by ZMQ; its answer goes the same way."""
 
-    def __init__(self, server: InferenceServer, routing_id: bytes) -> None:
-        self._server = server
+    __slots__ = ("_failed", "_port", "_routing_id")
+
+    def __init__(self, port: RequestPort, routing_id: bytes) -> None:
+        self._port = port
         self._routing_id = routing_id
         self._failed = 0
 
@@ -319,20 +274,13 @@ class _ZmqOrigin:
         self, request: InferenceRequest, arrays: Mapping[str, NDArray[Any]], place: slice, policy_version: int
     ) -> None:
         """Send the answer."""
-        packed = request.layout.reply.packed(arrays, place)
         head = ReplyHead(request.id, request.group, policy_version)
-        self._failed += not self._server._send(self._routing_id, to_frame(head, packed))
+        frame = to_frame(head, *request.layout.reply.parts(arrays, place))
+        self._failed += not self._port.send(self._routing_id, frame)
 
     def flush(self) -> int:
         """Return how many answers could not be sent."""
         return self._failed
-
-
-def _by_zmq(
-    head: RequestHead, layout: InferenceLayout, content: memoryview, origin: _Origin
-) -> InferenceRequest:
-    arrays = layout.request.views(content)  # read-only as the bytes of the message are
-    return InferenceRequest(head.client, head.id, head.group, head.min_policy_version, layout, arrays, origin)
 
 
 def _check(requests: Sequence[InferenceRequest], arrays: Mapping[str, NDArray[Any]]) -> None:

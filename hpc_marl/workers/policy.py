@@ -79,13 +79,16 @@ class PolicyWorker(Worker):
 
     def _requests(self, inference: InferenceServer) -> list[InferenceRequest]:
         """Return what can be answered now, after a short wait where there is nothing."""
-        inference.poll()
-        if not (ready := inference.take(self._config.max_batch_rows, stamp(self._generation))):
-            self._time_use.begin("wait_requests")
-            inference.poll(_WAIT_FOR_PARAMETERS_S if inference.num_waiting else _WAIT_FOR_REQUESTS_S)
-            self._time_use.begin("other")
-            ready = inference.take(self._config.max_batch_rows, stamp(self._generation))
-        return ready
+        wait_s = _WAIT_FOR_REQUESTS_S
+        if inference.num_waiting:
+            inference.poll()
+            if ready := inference.take(self._config.max_batch_rows, stamp(self._generation)):
+                return ready
+            wait_s = _WAIT_FOR_PARAMETERS_S
+        self._time_use.begin("wait_requests")
+        inference.poll(wait_s)
+        self._time_use.begin("other")
+        return inference.take(self._config.max_batch_rows, stamp(self._generation))
 
     def _take_parameters(self, reader: ParameterReader) -> None:
         if (newer := reader.poll()) is None:

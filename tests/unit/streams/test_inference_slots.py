@@ -331,7 +331,7 @@ def test_a_packed_answer_is_what_its_views_show():
         name: rng.integers(0, 100, (12, *shape[1:])).astype(dtype)
         for name, (dtype, shape) in reply.types.items()
     }
-    packed = reply.packed(batch, slice(3, 8))
+    packed = b"".join(reply.parts(batch, slice(3, 8)))
     assert len(packed) == reply.nbytes
     for name, view in reply.views(memoryview(packed)).items():
         np.testing.assert_array_equal(view, batch[name][3:8])
