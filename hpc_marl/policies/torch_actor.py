@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from hpc_marl.errors import WorkerError
 from hpc_marl.policies.act_rows import ActRows
 from hpc_marl.policies.actor_critic import ActorCritic
+from hpc_marl.policies.exchange import DeviceExchange, HostExchange
 from hpc_marl.policies.numpy_actor import check_weights
+from hpc_marl.policies.precision import apply_precision
 from hpc_marl.policies.spec import ActResult, PolicySpec
 
 Array = NDArray[np.float32]
@@ -30,7 +32,9 @@ class TorchActor:
         self.spec = spec
         self.policy_version = -1
         self._device = torch.device(device)
+        apply_precision(self._device, "float32")  # what the learner compares with
         self._model = ActorCritic(spec).to(self._device)
+        self._exchange = HostExchange() if self._device.type == "cpu" else DeviceExchange(self._device)
 
     def load(self, weights: Mapping[str, NDArray[Any]], policy_version: int) -> None:
         """Copy new weights in; see `NumpyActor.load`."""
@@ -71,10 +75,11 @@ class TorchActor:
         """Choose actions; see `NumpyActor.act`."""
         if self.policy_version < 0:
             raise WorkerError("this policy has no weights yet; call load() before act()")
+        send = self._exchange.send
         inputs = self._model.inputs(
-            self._tensor(observation),
-            action_mask=None if action_mask is None else self._tensor(action_mask),
-            memory=None if memory is None else self._tensor(memory),
+            send("observation", observation),
+            action_mask=None if action_mask is None else send("action_mask", action_mask),
+            memory=None if memory is None else send("memory", memory),
         )
         if self.spec.memory_size:  # a sequence of one step per environment
             inputs = inputs.map(lambda tensor: tensor if tensor is inputs.memory else tensor.unsqueeze(1))
@@ -82,20 +87,13 @@ class TorchActor:
         output = self._model.policy_output(features, inputs.action_mask)
         if memories is not None:
             output = output.squeeze(1)
-        action = self._sample(output, self._tensor(noise), greedy)
+        action = self._sample(output, send("noise", noise), greedy)
         log_prob, _ = self._model.log_prob_entropy(output, action)
         if not self.spec.env.is_continuous:
             action = action.to(torch.int32)
-        return ActResult(
-            action.cpu().numpy(),
-            log_prob.cpu().numpy(),
-            None if memories is None else memories[:, -1].cpu().numpy(),
-            self.policy_version,
-        )
-
-    def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
-        # a copy where the array is read-only, as views of shared memory may be: torch warns of those
-        return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self._device)
+        answer = {} if memories is None else {"memory": memories[:, -1]}
+        found = self._exchange.fetch(action=action, log_prob=log_prob, **answer)
+        return ActResult(found["action"], found["log_prob"], found.get("memory"), self.policy_version)
 
     def _sample(self, output: torch.Tensor, noise: torch.Tensor, greedy: bool) -> torch.Tensor:
         log_std = self._model.actor.log_std
