@@ -46,7 +46,12 @@ class ActorGroupConfig(ResourceConfig):
     num_groups: int = setting(
         1, "groups that an actor's environments are split into; one steps while another waits", low=1
     )
-    per_task: int = setting(8, "actors that share one Slurm task (one element of the job array)", low=1)
+    per_task: int | None = setting(
+        None,
+        "actors that share one Slurm task (one element of the job array) and what they have imported; null: 8, "
+        "without Slurm 64",
+        low=1,
+    )
     min_actors: int = setting(1, "training starts and goes on with at least this many", low=1)
     max_restarts: int = setting(100, "respawns of one actor before it is given up", low=0)
 

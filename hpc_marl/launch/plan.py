@@ -119,9 +119,8 @@ def make_plan(config: ExperimentConfig) -> Plan:
         dealt = _deal([*core, *actors], config.cluster.core_nodes)
         return Plan(placement, groups, (_job(config, groups, "core", _slots(dealt, 0), is_array=False),))
     core_slots = _slots(_deal(core, config.cluster.core_nodes), 0)
-    chunks = [
-        tuple(actors[i : i + config.actors.per_task]) for i in range(0, len(actors), config.actors.per_task)
-    ]
+    per_task = config.actors.per_task or _default_per_task(config)
+    chunks = [tuple(actors[i : i + per_task]) for i in range(0, len(actors), per_task)]
     return Plan(
         placement,
         groups,
@@ -130,6 +129,12 @@ def make_plan(config: ExperimentConfig) -> Plan:
             _job(config, groups, "actors", _slots(chunks, len(core_slots)), is_array=placement == "split"),
         ),
     )
+
+
+def _default_per_task(config: ExperimentConfig) -> int:
+    """Return how many actors share a task: what they have imported lies in memory, and in caches, once for all."""
+    has_limits = config.cluster.kind == "slurm" or config.cluster.node_cpus is not None
+    return 8 if has_limits else 64
 
 
 def _groups(config: ExperimentConfig) -> tuple[WorkerGroup, ...]:

@@ -31,6 +31,8 @@ Generation = tuple[int, int]
 
 NO_GENERATION: Generation = (-1, -1)
 _SHORTEST_NAP_S, _LONGEST_NAP_S = 0.0001, 0.001  # between two looks for newer parameters
+# What has been waited for long is late by a sixteenth at most: many actors that look all the time hold up the trainer.
+_NAP_SHARE, _LONGEST_LATE_NAP_S = 1 / 16, 0.005
 
 
 class Acting(ABC):
@@ -59,14 +61,15 @@ class Acting(ABC):
 
     def wait_for_newer(self, timeout_s: float) -> None:
         """Take in newer parameters as soon as they are there; give up after `timeout_s`."""
-        known, deadline, nap_s = self.generation, time.monotonic() + timeout_s, _SHORTEST_NAP_S
+        known, started_s, nap_s = self.generation, time.monotonic(), _SHORTEST_NAP_S
         while True:
             self.poll(may_change=True)
-            remaining_s = deadline - time.monotonic()
-            if self.generation != known or remaining_s <= 0:
+            waited_s = time.monotonic() - started_s
+            if self.generation != known or waited_s >= timeout_s:
                 return
-            time.sleep(min(nap_s, remaining_s))
-            nap_s = min(2 * nap_s, _LONGEST_NAP_S)
+            time.sleep(min(nap_s, timeout_s - waited_s))
+            longest_s = max(_LONGEST_NAP_S, min(_NAP_SHARE * waited_s, _LONGEST_LATE_NAP_S))
+            nap_s = min(2 * nap_s, longest_s)
 
     @abstractmethod
     def _load(self, spec: PolicySpec, newer: ParameterSet) -> None:

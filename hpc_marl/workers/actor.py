@@ -30,8 +30,11 @@ from hpc_marl.workers.acting import NO_GENERATION, Acting, Generation, InlineAct
 from hpc_marl.workers.batch_views import ViewCache
 from hpc_marl.workers.rollout import GroupRollout
 
-_POLL_BUDGET_S = 0.005  # a poll steps environments for about this long, so that commands are answered soon
-_WAIT_S = 0.005  # how long a poll waits for credit, or for newer parameters, when it has nothing else to do
+# A poll steps environments for so long; between two of them commands and flags are looked at. Where actors wait for a
+# core at every step, that takes as long as several steps, so it must not come after every one.
+_POLL_BUDGET_S = 0.05
+_LOOK_INTERVAL_S = 0.005  # between two looks for newer parameters inside a poll
+_WAIT_S = 0.05  # how long a poll waits for credit, or for newer parameters, when it has nothing else to do
 
 
 @dataclass
@@ -91,13 +94,18 @@ class ActorWorker(Worker):
         if self._sender is None:
             self._open_groups(acting.spec)
         assert self._sender is not None
-        deadline = time.monotonic() + _POLL_BUDGET_S
-        steps = batches = 0
+        now = time.monotonic()
+        deadline = next_look = now + _POLL_BUDGET_S
+        steps = batches = committed = 0
         while True:
             # between batches nothing is lost by looking at the streams a few milliseconds later
-            if batches or steps == 0 or self._num_filling < len(self._groups):
+            if committed or steps == 0 or self._num_filling < len(self._groups):
                 self._sender.poll()
                 acting.poll(may_change=self._policy_may_change())
+                next_look = now + _LOOK_INTERVAL_S
+            elif now >= next_look:
+                acting.poll(may_change=self._policy_may_change())
+                next_look = now + _LOOK_INTERVAL_S
             stepped, committed = self._advance(acting, self._sender)
             steps += stepped
             batches += committed
@@ -108,8 +116,9 @@ class ActorWorker(Worker):
                         self._wait(acting, self._sender)
                     return PollResult(num_samples=steps, num_batches=batches)
                 self._time_use.begin("wait_inference")
-                acting.wait(deadline - time.monotonic())
-            if time.monotonic() >= deadline:
+                acting.wait(deadline - now)
+            now = time.monotonic()
+            if now >= deadline:
                 self._time_use.begin("other")
                 return PollResult(num_samples=steps, num_batches=batches)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
 import subprocess
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import psutil
@@ -53,7 +55,6 @@ class HostUsage:
         self._started, self._started_s = time.time(), time.monotonic()
         self._gpus = _GpuMeter()
         self._next_sample_s = 0.0
-        self._seen: dict[int, psutil.Process] = {}
         self._cpu_s: dict[str, dict[int, float]] = {}  # worker -> pid -> CPU seconds so far
         self._rss_mb: dict[str, float] = {}
         self._max_rss_mb: dict[str, float] = {}
@@ -115,11 +116,12 @@ class HostUsage:
         self._next_sample_s = now + _SAMPLE_INTERVAL_S
         self._gpus.sample(now)
         self._rss_mb = {}
+        trees = _Processes()
         for name in self._processes.running():
             child = self._processes.children[name]
             if child.process.pid is None or now - child.started_s < _NEWBORN_S:
                 continue
-            self._rss_mb[name] = self._measure(name, child.process.pid) / _MB
+            self._rss_mb[name] = self._measure(name, trees.below(child.process.pid)) / _MB
             self._max_rss_mb[name] = max(self._max_rss_mb.get(name, 0.0), self._rss_mb[name])
             total = sum(self._cpu_s[name].values())
             before_s, before = self._last_total.get(name, (child.started_s, 0.0))
@@ -129,20 +131,35 @@ class HostUsage:
         self._percent = {name: value for name, value in self._percent.items() if name in self._rss_mb}
         self._max_total_mb = max(self._max_total_mb, sum(self._rss_mb.values()))
 
-    def _measure(self, name: str, pid: int) -> float:
+    def _measure(self, name: str, tree: Iterable[psutil.Process]) -> float:
         """Take in the CPU time of a worker's process tree; return its resident bytes."""
         rss = 0
         seconds = self._cpu_s.setdefault(name, {})
-        try:
-            root = self._seen.setdefault(pid, psutil.Process(pid))
-            for process in (root, *root.children(recursive=True)):
-                with process.oneshot():
-                    times = process.cpu_times()
-                    seconds[process.pid] = times.user + times.system
-                    rss += process.memory_info().rss
-        except psutil.NoSuchProcess:
-            self._seen.pop(pid, None)
+        for process in tree:
+            with contextlib.suppress(psutil.NoSuchProcess), process.oneshot():
+                times = process.cpu_times()
+                seconds[process.pid] = times.user + times.system
+                rss += process.memory_info().rss
         return float(rss)
+
+
+class _Processes:
+    """Who is whose child on this machine: asked once for all workers, of which there may be many."""
+
+    def __init__(self) -> None:
+        self._by_pid: dict[int, psutil.Process] = {}
+        self._children: dict[int, list[psutil.Process]] = {}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._children.setdefault(process.ppid(), []).append(process)
+                self._by_pid[process.pid] = process
+
+    def below(self, pid: int) -> list[psutil.Process]:
+        """Return a process and all that descend from it; none where it has ended."""
+        tree = [self._by_pid[pid]] if pid in self._by_pid else []
+        for process in tree:  # grows as it is gone through
+            tree += self._children.get(process.pid, ())
+        return tree
 
 
 class _GpuMeter:
