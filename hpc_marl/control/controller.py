@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
 from hpc_marl.config import ExperimentConfig, assignment
-from hpc_marl.control.faults import Faults
+from hpc_marl.control.faults import Faults, in_short
 from hpc_marl.control.interfaces import Heartbeat
 from hpc_marl.control.membership import Membership
 from hpc_marl.control.roll_call import RollCall
@@ -242,7 +242,7 @@ class Controller:
                 continue
             worker.metrics = beat.metrics or worker.metrics
             if beat.error:
-                worker.last_error = beat.error
+                worker.last_error, worker.fails_for_good = beat.error, beat.fails_for_good
             self._feed(worker, heartbeat_event(beat.status))
             if beat.age_s > control.heartbeat_timeout_s:
                 # Where its host is silent too, the network is to blame: wait whether they come back.
@@ -263,7 +263,7 @@ class Controller:
             except HpcMarlError as error:
                 # The process's exit or its silence says whether it lives; what it answered says why it failed.
                 worker.last_error = str(error)
-                self._say(f"{worker.name} did not {command}: {error}")
+                self._say(f"{worker.name} did not {command}: {in_short(worker.last_error)}")
                 if isinstance(error, RpcTimeoutError):
                     self._ask_again(worker, command)
                 continue

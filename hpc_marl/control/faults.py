@@ -63,7 +63,7 @@ class Faults:
             return
         self._panel.disconnect(worker.name)
         worker.end_life()
-        reason = _in_short(worker.last_error)
+        reason = in_short(worker.last_error)
         ended = f"{worker.name} {worker.status.value}{': ' + reason if reason else ''}"
         # Who was told to end, by a signal or by losing its place, has not failed.
         excused = bool(worker.displaced) or worker.status is WorkerStatus.INTERRUPTED
@@ -176,7 +176,7 @@ class Faults:
         return [worker for worker in self._workers.values() if worker.kind == "trainer"]
 
 
-def _in_short(error: str) -> str:
+def in_short(error: str) -> str:
     """Return the last line of a traceback: the whole of it is in the worker's log, and in `hpc-marl logs`."""
     lines = [line for line in error.strip().splitlines() if line.strip()]
     return f"{lines[-1].strip()} (hpc-marl logs shows the traceback)" if len(lines) > 1 else error.strip()

@@ -135,6 +135,7 @@ class HeartbeatPublisher:
             report.progress,
             dict(report.metrics),
             report.error,
+            fails_for_good=report.fails_for_good,
         )
         if self._host is not None:
             self._host.say(own, is_last)
@@ -182,6 +183,7 @@ class _Watch:
             error=message.error,
             age_s=now - self.heard_s,
             progress_age_s=now - self.progressed_s,
+            fails_for_good=message.fails_for_good,
         )
 
 

@@ -41,6 +41,7 @@ class HeartbeatMessage(msgspec.Struct, frozen=True, array_like=True, forbid_unkn
     metrics: dict[str, float | int | str]
     error: str
     age_s: float = 0.0
+    fails_for_good: bool = False
 
 
 class HeartbeatRelay:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import numbers
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ from typing import Any, Protocol
 import msgspec
 
 from hpc_marl.control.worker_state import WorkerStatus
-from hpc_marl.errors import HpcMarlError
+from hpc_marl.errors import ConfigError, HpcMarlError
+
+_MAX_ERROR_CHARACTERS = 8000
 
 Metrics = Mapping[str, "float | int | str"]
 
@@ -48,12 +51,19 @@ class WorkerReport:
         progress: finished turns of the main loop; standing still while heartbeats arrive means stuck.
         metrics: the subclass's numbers and words.
         error: traceback of what made it fail, "" while nothing did.
+        fails_for_good: another life with the same settings would fail in the same way.
     """
 
     phase: str = "starting"
     progress: int = 0
     metrics: Metrics = field(default_factory=dict)
     error: str = ""
+    fails_for_good: bool = False
+
+    def fail(self, error: BaseException) -> None:
+        """Say what made the worker fail; wrong settings are as wrong in the next life."""
+        self.fails_for_good = isinstance(error, ConfigError)
+        self.error = "".join(traceback.format_exception(error))[-_MAX_ERROR_CHARACTERS:]
 
     def take_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Set `metrics` as values that any codec knows; numpy's scalars are converted.
@@ -85,6 +95,7 @@ class Heartbeat(msgspec.Struct, frozen=True):
         error: see WorkerReport.
         age_s: since it arrived, or since the worker was connected while none has.
         progress_age_s: since `progress` or `phase` last changed; large while `age_s` is small means stuck.
+        fails_for_good: see WorkerReport.
     """
 
     worker_name: str
@@ -96,6 +107,7 @@ class Heartbeat(msgspec.Struct, frozen=True):
     error: str
     age_s: float
     progress_age_s: float
+    fails_for_good: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -53,7 +52,6 @@ IDLE_WAIT_S = 0.1
 _RUNNING_WAIT_S = (0.001, 0.02)
 _RUNNING_WAIT_SHARE = 0.1
 _METRICS_INTERVAL_S = 0.25
-_MAX_ERROR_CHARACTERS = 8000
 
 _logger = logging.getLogger(__name__)
 
@@ -266,7 +264,8 @@ class Worker(ABC):
         if not isinstance(error, Exception):
             return
         status, _ = transition(self._status, Event.FAILED)
-        self.last_error = self._report.error = _error_text(error)
+        self._report.fail(error)
+        self.last_error = self._report.error
         _logger.error("%s failed", self.name, exc_info=error)
         if not self._exit_hook_called:
             with ExitStack() as stack:
@@ -383,8 +382,4 @@ class Worker(ABC):
         refused = action is Action.RUN_RECONFIGURE and isinstance(error, ConfigError)
         if isinstance(error, Exception) and not refused:
             self._failure = error
-            self._report.error = _error_text(error)
-
-
-def _error_text(error: BaseException) -> str:
-    return "".join(traceback.format_exception(error))[-_MAX_ERROR_CHARACTERS:]
+            self._report.fail(error)

@@ -107,6 +107,7 @@ class WorkerView:
         quick_ends: lives in a row that failed soon after their launch.
         metrics: of its newest heartbeat that had any.
         last_error: why it failed last.
+        fails_for_good: another life would fail in the same way.
     """
 
     name: str
@@ -129,6 +130,7 @@ class WorkerView:
     quick_ends: int = 0
     metrics: Mapping[str, float | int | str] = field(default_factory=dict)
     last_error: str = ""
+    fails_for_good: bool = False
 
     @property
     def kind(self) -> str:
@@ -156,13 +158,14 @@ class WorkerView:
 
     @property
     def restarts_left(self) -> int:
-        """Respawns left; none where it fails again and again right after its start."""
-        return 0 if self.quick_ends >= _MAX_QUICK_ENDS else self.max_restarts - self.restarts
+        """Respawns left; none where its settings are wrong, or it fails again and again right after its start."""
+        in_vain = self.fails_for_good or self.quick_ends >= _MAX_QUICK_ENDS
+        return 0 if in_vain else self.max_restarts - self.restarts
 
     def begin_life(self, now: float) -> None:
         """A process of it was launched."""
         self.launched_s, self.relaunch_s = now, None
-        self.configured = self.started = self.adopted = False
+        self.configured = self.started = self.adopted = self.fails_for_good = False
         self.pending = None  # what the life before said holds until this one has figures of its own
 
     def take_configured(self) -> None:

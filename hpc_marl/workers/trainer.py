@@ -34,6 +34,7 @@ from hpc_marl.policies.spec import PolicySpec
 from hpc_marl.streams.ledger import Ledger
 from hpc_marl.streams.parameters import ParameterPublisher
 from hpc_marl.streams.samples import SampleReceiver
+from hpc_marl.workers.memory_check import check_fits_memory
 from hpc_marl.workers.progress import ProgressMeter
 from hpc_marl.workers.trainer_files import TrainerFiles, saved_training
 from hpc_marl.workers.trainer_gang import Gang, make_gang
@@ -197,6 +198,8 @@ class TrainerWorker(Worker):
                 return False
             env_spec = build(EnvSpec, msgspec.json.decode(text))
             self._spec = PolicySpec(env=env_spec, policy=config.policy, critic=config.algorithm.critic)
+            if config.trainer.device == "cpu":
+                check_fits_memory(self._spec)
             from hpc_marl.algorithms import algorithm_class
 
             self._algorithm_class = algorithm_class(config.algorithm.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from tests.integration.conftest import Train
 from tests.integration.test_training import assert_ledger_balances, final_weights
@@ -34,8 +35,28 @@ def test_images_are_learned_from_alike_inline_and_remote(train: Train) -> None:
         np.testing.assert_array_equal(array, weights[1][name], err_msg=name)
 
 
-def test_vectors_for_a_network_of_images_are_answered(train: Train) -> None:
-    run = train("policy=nature_cnn", "trainer.max_restarts=0")
+@pytest.mark.parametrize(
+    ("overrides", "answer"),
+    [
+        (
+            ("policy=nature_cnn",),
+            "agents see vectors of 1 numbers and no images; use policy=mlp or policy=gru",
+        ),
+        (
+            (*IMAGES[:2], "policy=mlp"),
+            "x12x12 pixels, and this policy has no convolutions; use policy=nature_cnn",
+        ),
+        (("policy.hidden_sizes=[10000000,10000000]",), "weights: use smaller layers"),
+    ],
+)
+def test_a_network_that_does_not_fit_ends_the_run_at_once(
+    train: Train, overrides: tuple[str, ...], answer: str
+) -> None:
+    run = train(*overrides)
     output = run.finish()
     assert run.process.returncode != 0
-    assert "agents see vectors of 1 numbers and no images; use policy=mlp or policy=gru" in output
+    assert answer in output and "trainer/0 ERROR" in output
+    verdict = run.state("state/verdict.json")
+    assert verdict["status"] == "ERROR" and "trainer/0" in verdict["reason"] and answer in verdict["reason"]
+    assert "Traceback" not in output, "it is in the log, and hpc-marl logs shows it"
+    assert [path.name for path in (run.directory / "logs" / "trainer").iterdir()] == ["0.0.log"]

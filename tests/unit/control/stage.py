@@ -46,6 +46,7 @@ class Stage:
         self.ended: list[ProcessExit] = []
         self.answers: dict[tuple[str, str], RpcError] = {}
         self.errors: dict[str, str] = {}
+        self.fail_for_good: set[str] = set()
         self.metrics: dict[str, dict[str, float | int | str]] = {}
         # places
         self.waiting: dict[str, str] = {}
@@ -115,7 +116,10 @@ class Stage:
             status = self.status.get(name, WorkerStatus.READY)
             error = self.errors.get(name, "")
             metrics = self.metrics.get(name, {})
-            beats[name] = Heartbeat(name, incarnation, status, "poll", 1, metrics, error, silent, stuck)
+            for_good = name in self.fail_for_good
+            beats[name] = Heartbeat(
+                name, incarnation, status, "poll", 1, metrics, error, silent, stuck, for_good
+            )
         return beats
 
     def async_request(

@@ -81,6 +81,30 @@ def test_the_run_fails_when_too_few_actors_are_left() -> None:
     assert "actor/1" in verdict.reason and "no such level" in verdict.reason
 
 
+def test_a_trainer_whose_settings_are_wrong_is_not_started_again() -> None:
+    controller, stage = running(max_restarts=1000)
+    stage.errors[TRAINER] = "Traceback ...\nConfigError: images are seen; use policy=nature_cnn"
+    stage.fail_for_good.add(TRAINER)
+    stage.status[TRAINER] = WorkerStatus.ERROR
+    verdict = controller.step()
+    assert verdict is not None and verdict.status is WorkerStatus.ERROR
+    assert TRAINER in verdict.reason and "use policy=nature_cnn" in verdict.reason
+    assert stage.lives[TRAINER] == 0
+
+
+def test_an_actor_whose_settings_are_wrong_is_given_up_while_others_are_enough() -> None:
+    controller, stage = running(max_restarts=1000)
+    for index in (0, 1):
+        stage.errors[f"actor/{index}"] = "Traceback ...\nConfigError: no such environment"
+        stage.fail_for_good.add(f"actor/{index}")
+    stage.status["actor/1"] = WorkerStatus.ERROR
+    assert controller.step() is None and controller.workers["actor/1"].given_up
+    stage.status["actor/0"] = WorkerStatus.ERROR
+    verdict = controller.step()
+    assert verdict is not None and "actor/0" in verdict.reason and "no such environment" in verdict.reason
+    assert stage.lives["actor/0"] == stage.lives["actor/1"] == 0
+
+
 def test_quick_deaths_are_started_again_ever_later_and_then_not_at_all() -> None:
     controller, stage = running(max_restarts=1000)
     launches = []

@@ -137,6 +137,23 @@ def test_the_caller_of_a_failing_hook_gets_its_exception(server: QueueServer) ->
     assert worker.status is ERROR
 
 
+@pytest.mark.parametrize(
+    ("error", "for_good"), [(ConfigError("limit=-1: must be >= 0"), True), (ValueError("limit"), False)]
+)
+def test_wrong_settings_are_told_from_other_failures(
+    server: QueueServer, error: Exception, for_good: bool
+) -> None:
+    class Refusing(CountingWorker):
+        def _configure(self, config: dict[str, Any]) -> None:
+            raise error
+
+    worker = Refusing(server)
+    with running(worker), pytest.raises(type(error)):
+        server.call("configure", config={})
+    assert worker.status is ERROR
+    assert server.report.fails_for_good is for_good
+
+
 def test_a_failing_exit_hook_does_not_hide_the_first_error(
     server: QueueServer, caplog: pytest.LogCaptureFixture
 ) -> None:
