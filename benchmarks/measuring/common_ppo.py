@@ -6,6 +6,7 @@ Written for comparison: networks, loss, clipping, epochs and minibatches are tho
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,14 @@ def _network(sizes: tuple[int, ...], last_gain: float) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def _nature_cnn(image_shape: tuple[int, int, int]) -> nn.Sequential:
+    """Return convolutions and one layer of 512 on images of 84x84."""
+    return nn.Sequential(
+        *(nn.Conv2d(image_shape[0], 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU()),
+        *(nn.Conv2d(64, 64, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3136, 512), nn.ReLU()),
+    )
+
+
 class CommonPPO:
     """One learner for one agent with discrete actions.
 
@@ -36,36 +45,51 @@ class CommonPPO:
         observation_size: D.
         num_actions: A.
         hidden: widths of both networks' hidden layers.
+        image_shape: [C, 84, 84] of images of bytes, which both networks read through one Nature CNN; None: vectors.
+        device: where it learns.
     """
 
     def __init__(
-        self, config: PPOConfig, observation_size: int, num_actions: int, hidden: tuple[int, ...] = (64, 64)
+        self,
+        config: PPOConfig,
+        observation_size: int,
+        num_actions: int,
+        hidden: tuple[int, ...] = (64, 64),
+        *,
+        image_shape: tuple[int, int, int] | None = None,
+        device: str = "cpu",
     ) -> None:
-        self._config = config
-        self.actor = _network((observation_size, *hidden, num_actions), 0.01)
-        self.critic = _network((observation_size, *hidden, 1), 1.0)
-        self._parameters = [*self.actor.parameters(), *self.critic.parameters()]
+        self._config, self._device, self._image_shape = config, torch.device(device), image_shape
+        sizes = (512,) if image_shape else (observation_size, *hidden)
+        self._trunk = (_nature_cnn(image_shape) if image_shape else nn.Identity()).to(self._device)
+        self.actor = _network((*sizes, num_actions), 0.01).to(self._device)
+        self.critic = _network((*sizes, 1), 1.0).to(self._device)
+        self._parameters = [
+            *self._trunk.parameters(),
+            *self.actor.parameters(),
+            *self.critic.parameters(),
+        ]
         self._optimizer = torch.optim.Adam(self._parameters, lr=config.learning_rate, eps=config.adam_eps)
         self._order = np.random.default_rng(0)
 
     def update(self, batch: SampleBatch) -> None:
         """Learn from one batch: values, advantages, epochs of minibatches."""
-        observation = torch.from_numpy(batch.observation[:, :, 0])
+        observation = self._on_device(batch.observation[:, :, 0])
         reward, done = (
-            torch.from_numpy(batch.reward[..., 0]),
-            torch.from_numpy(batch.terminated[..., 0]).float(),
+            self._on_device(batch.reward[..., 0]),
+            self._on_device(batch.terminated[..., 0]).float(),
         )
         with torch.no_grad():
-            value = self.critic(observation).squeeze(-1)
-            advantage, last = torch.zeros_like(reward), torch.zeros(reward.shape[1])
+            value = self.critic(self._features(observation.flatten(0, 1))).view(observation.shape[:2])
+            advantage, last = torch.zeros_like(reward), torch.zeros_like(reward[0])
             for t in reversed(range(len(reward))):
                 delta = reward[t] + self._config.discount * value[t + 1] * (1.0 - done[t]) - value[t]
                 last = delta + self._config.discount * self._config.gae_lambda * (1.0 - done[t]) * last
                 advantage[t] = last
         self.fit(
             observation[:-1].reshape(-1, observation.shape[-1]),
-            torch.from_numpy(batch.action[..., 0]).long().reshape(-1),
-            torch.from_numpy(batch.log_prob[..., 0]).reshape(-1),
+            self._on_device(batch.action[..., 0]).long().reshape(-1),
+            self._on_device(batch.log_prob[..., 0]).reshape(-1),
             advantage.reshape(-1),
             (advantage + value[:-1]).reshape(-1),
         )
@@ -88,9 +112,10 @@ class CommonPPO:
         self, observation: Tensor, action: Tensor, old_log_prob: Tensor, advantage: Tensor, target: Tensor
     ) -> None:
         config = self._config
-        distribution = Categorical(logits=self.actor(observation))
+        features = self._features(observation)
+        distribution = Categorical(logits=self.actor(features))
         log_prob, entropy = distribution.log_prob(action), distribution.entropy()
-        value = self.critic(observation).squeeze(-1)
+        value = self.critic(features).squeeze(-1)
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         ratio = (log_prob - old_log_prob).exp()
         clipped = torch.clamp(ratio, 1 - config.clip_eps, 1 + config.clip_eps)
@@ -101,6 +126,16 @@ class CommonPPO:
         loss.backward()
         nn.utils.clip_grad_norm_(self._parameters, config.max_grad_norm)
         self._optimizer.step()
+
+    def _features(self, observation: Tensor) -> Tensor:
+        """Return what both networks read of R rows."""
+        if self._image_shape is not None:
+            observation = observation.reshape(-1, *self._image_shape).float() / 255.0
+        features: Tensor = self._trunk(observation)
+        return features
+
+    def _on_device(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
 
 
 _PIECE = 512  # rows of one product, which are still in the cache

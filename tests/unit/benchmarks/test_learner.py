@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,49 @@ def test_updates_are_measured_and_compared(capsys: pytest.CaptureFixture[str]) -
 def test_something_that_is_not_learned_from_is_no_measurement() -> None:
     with pytest.raises(RuntimeError, match="not learned from"):
         load("ppo_update")._checked({"skipped_minibatches": 1.0})
+
+
+def test_a_machine_without_a_gpu_says_so_and_checks_results_all_the_same(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load("gpu_learner")
+    small = [dataclasses.replace(task, num_steps=16, num_envs=1) for task in module.tasks(quick=True)[::2]]
+    monkeypatch.setattr(module, "tasks", lambda quick: small)
+    assert module.main(["--device", "cpu", "--quick"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("ours, tf32", "ours, float32, graph", "ours, bf16, graph"):
+        lines = [line for line in printed.splitlines() if line.startswith(f"| {name} ")]
+        assert len(lines) == 2 and all("needs a GPU" in line for line in lines)
+    assert "all passed" in printed and "hpc-marl train experiment=pong_ppo" in printed
+
+
+def test_wrong_results_are_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load("gpu_learner")
+    task = dataclasses.replace(module.tasks(quick=True)[0], num_steps=16, num_envs=2)
+    assert module.checks_of(task, "cpu") == []
+    monkeypatch.setitem(module.WAYS, "ours, bf16", {"seed": 5})
+    faults = module.checks_of(task, "cpu")
+    assert any("ours, bf16 learns in another direction" in fault for fault in faults)
+
+
+def test_what_a_device_did_is_counted_once() -> None:
+    module = load("measuring.device_timeline")
+    kernels, copies = [(0.0, 2.0), (1.0, 4.0), (8.0, 9.0)], [(3.0, 5.0), (8.5, 8.75)]
+    timeline = module.DeviceTimeline(10.0, kernels, copies)
+    assert module.merged([*kernels, *copies]) == [(0.0, 5.0), (8.0, 9.0)]
+    assert timeline.busy_share == 0.6 and timeline.overlap_share == pytest.approx(1.25 / 2.25)
+    assert module.DeviceTimeline(10.0, kernels, []).overlap_share is None
+
+
+def test_the_common_way_learns_from_images() -> None:
+    module = load("gpu_learner")
+    task = dataclasses.replace(module.tasks(quick=True)[1], num_steps=4, num_envs=2)
+    peer = load("measuring.common_ppo").CommonPPO(
+        PPOConfig(num_epochs=1, num_minibatches=2), task.env.observation_size, 6, image_shape=(4, 84, 84)
+    )
+    before = peer._trunk[0].weight.detach().clone()
+    peer.update(module.make_batch(task, 0))
+    assert not torch.equal(before, peer._trunk[0].weight)
 
 
 def test_scaling_is_reported_beside_one_process() -> None:
