@@ -68,8 +68,10 @@ class PackedArrays:
 
     def views(self, buffer: memoryview) -> dict[str, NDArray[Any]]:
         """Return the arrays as views of a buffer of `nbytes`."""
+        # Unlike `np.ndarray`, `frombuffer` keeps the buffer from being let go of: of slots that would be a crash.
         return {
-            name: np.ndarray(shape, dtype, buffer, start) for name, dtype, shape, start, _ in self._places
+            name: np.frombuffer(buffer, dtype, math.prod(shape), start).reshape(shape)
+            for name, dtype, shape, start, _ in self._places
         }
 
     def parts(self, arrays: Mapping[str, NDArray[Any]], place: slice) -> list[bytes]:
