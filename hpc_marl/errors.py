@@ -20,6 +20,7 @@ HpcMarlError
 ├── WorkerError
 │   └── InvalidTransitionError
 ├── CheckpointError
+│   └── OtherCheckpointError (also a ConfigError) it was written with other settings
 ├── FencedError              a newer epoch of the trainers has begun: this process writes nothing more
 ├── LaunchError              a job was refused, or a command of the cluster failed
 │   └── QueueBusyError
@@ -34,7 +35,10 @@ class HpcMarlError(Exception):
 
 
 class ConfigError(HpcMarlError, ValueError):
-    """A setting is unknown, of the wrong type or out of range; the message lists what would be right."""
+    """A setting is unknown, of the wrong type or out of range; the message lists what would be right.
+
+    A worker that fails with it is not started again: its next life would be told the same.
+    """
 
 
 class EnvContractError(HpcMarlError):
@@ -121,6 +125,10 @@ class InvalidTransitionError(WorkerError):
 
 class CheckpointError(HpcMarlError):
     """No valid checkpoint where one was needed, or one could not be written."""
+
+
+class OtherCheckpointError(CheckpointError, ConfigError):
+    """A checkpoint was written with settings from which the present ones cannot go on."""
 
 
 class FencedError(HpcMarlError):

@@ -25,7 +25,7 @@ from hpc_marl.algorithms.steps import Scalars, Steps
 from hpc_marl.config.algorithm import PPOConfig
 from hpc_marl.config.workers import Precision
 from hpc_marl.data.samples import SampleBatch
-from hpc_marl.errors import CheckpointError
+from hpc_marl.errors import OtherCheckpointError
 from hpc_marl.policies.actor_critic import ActorCritic
 from hpc_marl.policies.spec import PolicySpec
 
@@ -173,7 +173,7 @@ class PPO:
         """Go on from what `state_dict` returned, bit for bit.
 
         Raises:
-            CheckpointError: it is of another policy or algorithm.
+            OtherCheckpointError: it is of another policy or algorithm.
         """
         model, optim = dict(arrays["model"]), arrays["optim"]
         moments = {name: model.pop(name) for name in list(model) if name.startswith("value_moments.")}
@@ -182,9 +182,13 @@ class PPO:
                 {name: torch.from_numpy(np.array(value)) for name, value in model.items()}
             )
         except RuntimeError as error:
-            raise CheckpointError(f"this checkpoint is of another policy: {error}") from None
+            why = " ".join(str(error).split())
+            raise OtherCheckpointError(
+                "this checkpoint is of another policy; go on with the settings of that one, or choose another "
+                f"trial_name: {why}"
+            ) from None
         if bool(moments) != (self._moments is not None):
-            raise CheckpointError(
+            raise OtherCheckpointError(
                 "algorithm.value_normalization was switched on or off since this checkpoint was written"
             )
         if self._moments is not None:
