@@ -7,9 +7,10 @@
 on as many free cores no training can be faster. Rates are those of the middle of a training. The score is the mean
 return of the last 100 training episodes; its time counts from the command, start-up included, and from the first
 environment step. Peers use the settings that their authors give for the task, or ours where those serve them better, or
-both; networks are the same but where a row says "its settings", and so are the cores: --cores pins everything. Where one
-update takes a peer minutes, its rate is that of the first update, and mean returns say what each had learned by when. Peers run one after the other, each in its own
-virtual environment: python benchmarks/peers/install.py makes them; one that is not there has no row.
+both; networks are the same but for rows of a peer's own settings, and so are the cores: --cores pins everything. Where
+one update takes minutes, the rate is that of the first, and mean returns say what each had learned by when. Peers run
+one after the other, each in its own virtual environment: python benchmarks/peers/install.py makes them; one that is not
+there has no row.
 
     python benchmarks/end_to_end.py [--quick] [--tasks cartpole lbf] [--repeats 1] [--no-peers] [--cores 2]
 
