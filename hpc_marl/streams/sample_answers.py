@@ -16,13 +16,15 @@ from hpc_marl.streams.sample_peer import Peer, Shared
 
 PATIENCE_S = 0.001
 """How long a release by ZMQ may wait for others, to go in one message with them."""
+_SHARE = 4
+"""Of what a sender was granted: releases of this part of it, or more, are told at once."""
 
 
 class Answers:
     """Sends without waiting. A message that cannot leave is made up for when the sender asks (Ping).
 
-    A message costs both ends as much as a small batch does. Releases therefore wait for each other until they are half
-    of what the sender was granted, which leaves it the other half to go on with, or until `PATIENCE_S` are over.
+    A message costs both ends as much as a small batch does. Releases therefore wait for each other until they are a
+    quarter of what the sender was granted, which leaves it enough to go on with, or until `PATIENCE_S` are over.
 
     Args:
         socket: of the receiver.
@@ -89,7 +91,7 @@ class Answers:
                 peer.shared.give(grant)
                 continue
             released = self._pending.get(stream, [])
-            if now or stream in changed or 2 * len(released) >= grant.batches:
+            if now or stream in changed or _SHARE * len(released) >= grant.batches:
                 self._pending.pop(stream, None)
                 self.send(peer.routing_id, Credit(stream=stream, released=released, grant=grant))
 

@@ -42,6 +42,7 @@ _HEAD_BYTES = _RECORD.size
 _METADATA_BYTES = 256
 _EPISODE_BYTES = 20  # of one (float, int) as msgpack, at most
 _encode = msgspec.msgpack.Encoder().encode
+_decode = serialization.decoder(SampleMetadata)
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -181,7 +182,7 @@ class SampleLane:
             if not (0 <= slot < self._num_slots and 0 <= size <= self._record_bytes - _HEAD_BYTES):
                 raise ProtocolError(f"a record of slot {slot} with {size} bytes")
             start += _HEAD_BYTES
-            metadata = serialization.decode(records[start : start + size], SampleMetadata)
+            metadata = _decode(records[start : start + size])
             yield Record(seq, slot, Tally(seq, env_steps, agent_steps), metadata)
 
     def told(self) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from hpc_marl.streams.frames import in_frames
 from hpc_marl.streams.links import can_receive, can_send
 from hpc_marl.streams.sample_credits import NO_GRANT, Grant
 from hpc_marl.streams.sample_lane import SampleLane
-from hpc_marl.streams.sample_messages import COPIED_BYTES, Commit, SenderMessage, encode_commit
+from hpc_marl.streams.sample_messages import COPIED_BYTES, Commit, CommitEncoder, SenderMessage
 from hpc_marl.streams.sender_slots import Slot
 
 _LONGEST_WAIT_S = 0.1
@@ -49,6 +49,7 @@ class SenderLink:
     asked_s: float = field(default_factory=time.monotonic)
     is_asked: bool = False
     farewell: bool = False
+    encoder: CommitEncoder = field(default_factory=CommitEncoder)
 
     def is_connected(self) -> bool:
         """Return whether a message would reach the receiver."""
@@ -98,7 +99,7 @@ class SenderLink:
             if slot is None:
                 self.socket.send(serialization.encode(message), zmq.NOBLOCK)
             elif isinstance(message, Commit) and len(slot.buffer) <= COPIED_BYTES:
-                self.socket.send(encode_commit(message, slot.buffer), zmq.NOBLOCK)
+                self.socket.send(self.encoder.encode(message, slot.buffer), zmq.NOBLOCK)
             else:
                 frames: list[bytes | memoryview] = [serialization.encode(message), *in_frames(slot.buffer)]
                 slot.tracker = self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False, track=True)

@@ -146,12 +146,30 @@ class Farewell(_ReceiverMessage, frozen=True, kw_only=True):
 
 SenderMessage = Hello | Commit | Ping | Goodbye
 ReceiverMessage = Welcome | Refused | Unknown | Credit | Pong | Farewell
+_decode_sender_message = serialization.decoder(cast("type[SenderMessage]", SenderMessage))
+_decode_receiver_message = serialization.decoder(cast("type[ReceiverMessage]", ReceiverMessage))
 
 
-def encode_commit(commit: Commit, content: memoryview | bytes) -> bytes:
-    """Return one frame of all: size of the header, header, bytes of the batch."""
-    header = serialization.encode(commit)
-    return b"".join((_HEADER_SIZE.pack(len(header)), header, content))
+class CommitEncoder:
+    """Makes frames of commits with their batches: size of the header, header, bytes of the batch.
+
+    They are put together in one buffer, which is valid until the next: new memory for each costs as much as the copy.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = memoryview(bytearray(2**12))
+
+    def encode(self, commit: Commit, content: memoryview | bytes) -> memoryview:
+        """Return the frame of a batch."""
+        header = serialization.encode(commit)
+        start = _HEADER_SIZE.size + len(header)
+        end = start + len(content)
+        if end > len(self._buffer):
+            self._buffer = memoryview(bytearray(2 * end))
+        _HEADER_SIZE.pack_into(self._buffer, 0, len(header))
+        self._buffer[_HEADER_SIZE.size : start] = header
+        self._buffer[start:end] = content
+        return self._buffer[:end]
 
 
 def decode_sender_message(frame: memoryview) -> tuple[SenderMessage, memoryview | None]:
@@ -165,7 +183,7 @@ def decode_sender_message(frame: memoryview) -> tuple[SenderMessage, memoryview 
     if len(frame) >= _HEADER_SIZE.size and frame[0] == 0:
         end = _HEADER_SIZE.size + _HEADER_SIZE.unpack_from(frame)[0]
         frame, content = frame[_HEADER_SIZE.size : end], frame[end:]
-    return serialization.decode(frame, cast("type[SenderMessage]", SenderMessage)), content
+    return _decode_sender_message(frame), content
 
 
 def decode_receiver_message(data: bytes | memoryview) -> ReceiverMessage:
@@ -174,7 +192,7 @@ def decode_receiver_message(data: bytes | memoryview) -> ReceiverMessage:
     Raises:
         ProtocolError: it is not one.
     """
-    return serialization.decode(data, cast("type[ReceiverMessage]", ReceiverMessage))
+    return _decode_receiver_message(data)
 
 
 def layout_problem(layout: SampleLayout) -> str | None:

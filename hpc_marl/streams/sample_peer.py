@@ -22,6 +22,9 @@ from hpc_marl.streams.sample_lane import Record, SampleLane
 from hpc_marl.streams.sample_messages import Hello, SampleMetadata, SharedParts
 from hpc_marl.streams.sample_slots import SampleSlots
 
+NOT_SEEN = (-1, -1)
+"""What no lane says."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -101,7 +104,7 @@ class Peer:
     """Number of the first batch that counts."""
     serial: int
     """Of its newest message."""
-    seen: tuple[int, int] = (-1, -1)
+    seen: tuple[int, int] = NOT_SEEN
     """What its lane said when it was looked at last."""
     held: dict[int, int] = field(default_factory=dict)
     """Slot of each batch that has not been released, by sequence number."""

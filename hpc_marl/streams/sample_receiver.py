@@ -87,13 +87,14 @@ class SampleReceiver:
         """Take in what has arrived; return the new batches.
 
         Args:
-            timeout_s: wait up to this long for the first of it. Whoever waits gets half of what senders may have under
-                way at most: while they are worked with, the rest can come.
+            timeout_s: wait up to this long for the first of it. Whoever waits gets no more at a time than half of
+                what senders may have under way: while that is worked with, the rest is on its way.
         """
         reception, before = self._reception, self._intake.received
         heard, now = reception.read_lanes(), time.monotonic()
-        if timeout_s > 0 and not (heard or reception.read_messages(self._enough())):
-            self._wait(timeout_s)
+        if timeout_s > 0 and not heard:
+            if not reception.read_messages(self._enough()):
+                self._wait(timeout_s)
         elif now >= self._next_look_s:
             self._next_look_s = now + _ZMQ_INTERVAL_S
             reception.read_messages()

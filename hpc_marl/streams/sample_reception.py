@@ -32,7 +32,7 @@ from hpc_marl.streams.sample_messages import (
     Welcome,
     decode_sender_message,
 )
-from hpc_marl.streams.sample_peer import Peer, Shared
+from hpc_marl.streams.sample_peer import NOT_SEEN, Peer, Shared
 
 _MAX_MESSAGES_PER_POLL = 4096  # a flood must not keep the trainer from its work
 
@@ -222,6 +222,7 @@ class Reception:
             return
         peer.serial, peer.routing_id = message.serial, routing_id
         self._credits.confirm(message.stream, message.heard, message.limit)
+        peer.seen = NOT_SEEN  # what its lane tells is newer, even if that was read before this came
         if isinstance(message, Hello):
             self._welcome(peer)
         else:
@@ -246,17 +247,20 @@ class Reception:
         if peer.shared is None:
             return True
         stream, lane = peer.stream, peer.shared.lane
-        peer.seen = lane.sender_state()
+        committed, told = lane.sender_state()
+        has_told = told != peer.seen[1]
+        peer.seen = committed, told
         keep_order()
         try:
-            for record in lane.records(self._ledger.next_seq(stream) or 0, peer.seen[0]):
+            for record in lane.records(self._ledger.next_seq(stream) or 0, committed):
                 self._intake.book(record, peer, peer.unpack(record))
         except ProtocolError as error:
             self._note_malformed(error)
             self._end(peer, None)
             self.answers.send(peer.routing_id, Refused(stream=stream, message=f"its lane is broken: {error}"))
             return False
-        self._credits.confirm(stream, *lane.told())
+        if has_told:
+            self._credits.confirm(stream, *lane.told())
         return True
 
     def _take_ping(self, peer: Peer, ping: Ping, *_: object) -> None:

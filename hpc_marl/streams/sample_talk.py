@@ -183,8 +183,10 @@ class SenderTalk:
         link.news, link.heard_s = news, time.monotonic()
         keep_order()
         self.released += self._slots.release_stamped(lane.stamps)
-        self._take_grant(lane.grant())
-        link.tell(self._limit())
+        grant = lane.grant()
+        if grant is not link.grant or link.told[1] != grant.batches:
+            self._take_grant(grant)
+            link.tell(self._limit())
 
     def _take_welcome(self, welcome: Welcome) -> None:
         if not self.link.is_streaming:

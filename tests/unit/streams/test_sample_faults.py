@@ -22,12 +22,12 @@ from hpc_marl.streams.links import connect as connect_socket
 from hpc_marl.streams.sample_messages import (
     PROTOCOL_VERSION,
     Commit,
+    CommitEncoder,
     Goodbye,
     Hello,
     Ping,
     SampleMetadata,
     SharedParts,
-    encode_commit,
 )
 from hpc_marl.streams.samples import SampleReceiver, SampleSender
 from tests.unit.streams import stream_process
@@ -222,6 +222,10 @@ def stranger(new_context):
     receiver.close()
 
 
+def in_one_frame(message, content):
+    return bytes(CommitEncoder().encode(message, content))
+
+
 def packed(message):
     return msgspec.msgpack.encode(message)
 
@@ -257,8 +261,8 @@ def test_a_batch_must_have_exactly_its_bytes(stranger, payload):
     receiver, send = stranger
     send(packed(hello()))
     send(packed(commit()), *payload)
-    send(encode_commit(commit(serial=3), memoryview(b"short")))
-    send(encode_commit(commit(serial=4), memoryview(bytes(LAYOUT.nbytes))), b"more")
+    send(in_one_frame(commit(serial=3), memoryview(b"short")))
+    send(in_one_frame(commit(serial=4), memoryview(bytes(LAYOUT.nbytes))), b"more")
     until(lambda: receiver.statistics().ignored.get("malformed") == 3, receiver.poll)
     assert receiver.statistics().held == 0 and receiver.take() == []
 
@@ -307,7 +311,7 @@ def test_garbage_is_ignored_and_a_good_sender_served(stranger, new_context):
     valid = [
         packed(hello()),
         packed(commit()),
-        encode_commit(commit(), b"content"),
+        in_one_frame(commit(), b"content"),
         packed(after_hello(Ping)),
     ]
     garbage = [

@@ -69,6 +69,28 @@ def test_the_bell_is_asked_for(ends):
     assert not receiver.publish_news()
 
 
+def test_the_bell_is_asked_for_once_for_every_time_of_waiting(ends):
+    sender, receiver = ends
+    for _ in range(2):
+        receiver.set_receiver_waits(True)
+        assert sender.receiver_waits() and not sender.receiver_waits()
+        receiver.set_receiver_waits(False)
+        assert not sender.receiver_waits()
+        sender.set_sender_waits(True)
+        assert receiver.publish_news() and not receiver.publish_news()
+        sender.set_sender_waits(False)
+
+
+def test_another_receiver_at_the_same_lane_is_woken_too(ends):
+    sender, receiver = ends
+    receiver.set_receiver_waits(True)
+    assert sender.receiver_waits()
+    successor = SampleLane.attach(LAYOUT, NUM_SLOTS, sender.handle)
+    successor.set_receiver_waits(True)
+    assert sender.receiver_waits()
+    successor.close()
+
+
 def test_more_episodes_than_steps_are_refused(ends):
     sender, _ = ends
     commit(sender, 5, episodes=[(1e300, 2**48)] * 6)

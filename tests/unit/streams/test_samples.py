@@ -136,10 +136,23 @@ def test_nothing_is_acquired_without_credit(new_receiver, new_sender):
 
 
 @only_zmq
+def test_who_waits_gets_half_at_a_time(new_receiver, new_sender):
+    """The rest is on its way while that is worked with; who does not wait gets all that is there."""
+    receiver, sender = new_receiver(), new_sender(num_slots=8)
+    connect(sender, receiver, granted=8)
+    for _ in range(8):
+        send(sender)
+    until(lambda: receiver.statistics().received > 0, lambda: receiver.poll(0.01))
+    assert receiver.statistics().received <= 4
+    until(lambda: receiver.statistics().received == 8, receiver.poll)
+    receiver.consume(receiver.take())
+
+
+@only_zmq
 def test_releases_go_together_but_none_waits_for_long(new_receiver, new_sender, monkeypatch):
     monkeypatch.setattr(sample_answers, "PATIENCE_S", 1e9)
-    receiver, sender = new_receiver(), new_sender(num_slots=4)
-    connect(sender, receiver, granted=4)
+    receiver, sender = new_receiver(), new_sender(num_slots=8)
+    connect(sender, receiver, granted=8)
     for _ in range(4):
         send(sender)
     batches = receive(receiver, sender, 4)
@@ -148,7 +161,7 @@ def test_releases_go_together_but_none_waits_for_long(new_receiver, new_sender, 
     receiver.consume(batches[:1])
     receiver.poll()
     assert sent == []
-    receiver.consume(batches[1:2])  # half of what was granted
+    receiver.consume(batches[1:2])  # a quarter of what was granted
     assert sent == [[0, 1]]
     receiver.consume(batches[2:3])
     receiver.poll(0.001)  # nobody is kept waiting by a receiver that has nothing to do
