@@ -45,7 +45,7 @@ from hpc_marl.algorithms.ppo import PPO
 from hpc_marl.config import PolicyConfig, PPOConfig
 from hpc_marl.data import EnvSpec, SampleBatch, SampleLayout
 from hpc_marl.policies import PolicySpec
-from hpc_marl.policies.precision import apply_precision
+from hpc_marl.policies.precision import use_device
 
 COMMON, REFERENCE = "common eager", "ours, float32"
 NEEDS_GPU = "needs a GPU"
@@ -187,7 +187,7 @@ def ways_of(task: Task, device: str) -> dict[str, Callable[[], None]]:
     for name, settings in WAYS.items():
         if device != "cpu" or name not in _GPU_ONLY:
             precision = functools.partial(
-                apply_precision, torch.device(device), settings.get("precision", "float32")
+                use_device, torch.device(device), settings.get("precision", "float32")
             )
             ways[name] = _staged_ahead(make_ppo(task, device, **settings), batches, precision)
     return ways

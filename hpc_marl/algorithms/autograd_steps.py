@@ -28,7 +28,7 @@ from hpc_marl.config.algorithm import PPOConfig
 from hpc_marl.config.workers import Precision
 from hpc_marl.data.samples import SampleBatch, concatenate
 from hpc_marl.policies.actor_critic import ActorCritic, NetworkInputs
-from hpc_marl.policies.precision import apply_precision, network_precision
+from hpc_marl.policies.precision import network_precision, use_device
 
 
 class AutogradSteps(Steps[TrainingRows]):
@@ -58,7 +58,7 @@ class AutogradSteps(Steps[TrainingRows]):
         self._parameters = dict(model.named_parameters())
         self._device = next(model.parameters()).device
         self._precision = precision
-        apply_precision(self._device, precision)
+        use_device(self._device, precision)
         self._evaluation = ranks.wrap(_Evaluation(model, self._device, precision))
         self._adam = FusedAdam(self._parameters, config.adam_eps)
         self._rehearses = torch.zeros((), device=self._device)

@@ -38,9 +38,13 @@ class FusedAdam:
         }
         # a GPU reads the rate when the step is made, not when it was recorded; the CPU takes it in double precision
         self._rate: Tensor | float = torch.zeros((), device=device) if device.type == "cuda" else 0.0
+        self._last_rate = 0.0
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Let steps from now on be of this size."""
+        if learning_rate == self._last_rate:
+            return
+        self._last_rate = learning_rate
         if isinstance(self._rate, Tensor):
             self._rate.fill_(learning_rate)
         else:

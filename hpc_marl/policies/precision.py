@@ -14,10 +14,12 @@ import torch
 from hpc_marl.config.workers import Precision
 
 
-def apply_precision(device: torch.device, precision: Precision) -> None:
-    """Allow or forbid TF32 in this process, whose GPU is `device`; elsewhere there is nothing to say."""
+def use_device(device: torch.device, precision: Precision) -> None:
+    """Make a GPU this process's own, whose streams, events and graphs are then meant, and allow or forbid it TF32."""
     if device.type != "cuda":
         return
+    if device.index is not None:
+        torch.cuda.set_device(device)
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
 

@@ -14,7 +14,7 @@ from hpc_marl.policies.act_rows import ActRows
 from hpc_marl.policies.actor_critic import ActorCritic
 from hpc_marl.policies.exchange import DeviceExchange, HostExchange
 from hpc_marl.policies.numpy_actor import check_weights
-from hpc_marl.policies.precision import apply_precision
+from hpc_marl.policies.precision import use_device
 from hpc_marl.policies.spec import ActResult, PolicySpec
 
 Array = NDArray[np.float32]
@@ -32,7 +32,7 @@ class TorchActor:
         self.spec = spec
         self.policy_version = -1
         self._device = torch.device(device)
-        apply_precision(self._device, "float32")  # what the learner compares with
+        use_device(self._device, "float32")  # what the learner compares with
         self._model = ActorCritic(spec).to(self._device)
         self._exchange = HostExchange() if self._device.type == "cpu" else DeviceExchange(self._device)
 
