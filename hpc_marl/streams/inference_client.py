@@ -132,8 +132,8 @@ class InferenceClient:
         self._unsent.add(group)
         if line is not None:
             self._send(line, group, opened, now)
-        seeks_memory = line is not None and line.may_attach and not line.is_attached
-        if self._unsent or seeks_memory or now - self._looked_s >= _BALANCE_INTERVAL_S * self._jitter:
+        # A group may be without an answer for long although others are answered again and again.
+        if self._unsent or now - self._kept_up_s >= _SHORTEST_WAIT_S:
             self._keep_up()
 
     def wait(self, timeout_s: float) -> bool:
@@ -180,7 +180,6 @@ class InferenceClient:
         """
         opened = self._open[group]
         if group not in self._ready:
-            self._keep_up()
             return None
         self._forget(group)
         return InferenceReply(self._slots.replies[group], opened.policy_version)
@@ -226,7 +225,7 @@ class InferenceClient:
             time.sleep(min(timeout_s, _SHORTEST_WAIT_S))
             return
         longest_s = _SHORTEST_WAIT_S if self._unsent else _LONGEST_WAIT_S
-        answers = self._line.answers(self._slots, min(timeout_s, longest_s), only_line=not self._by_zmq)
+        answers = self._line.answers(self._slots, min(timeout_s, longest_s), len(self._by_zmq))
         for number, policy_version, group, content in answers:
             opened = self._open.get(group)
             if opened is None or opened.id != number or group in self._ready:

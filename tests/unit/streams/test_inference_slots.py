@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import signal
 import subprocess
 import sys
@@ -342,3 +343,12 @@ def test_a_layout_names_every_array_once():
     field = ArrayField("observation", "<f4", (4, 2))
     with pytest.raises(ProtocolError, match="same name"):
         InferenceLayout([field, field], [field])
+
+
+def test_views_keep_the_memory_that_they_show():
+    memory = mmap.mmap(-1, 2**16)
+    views = layout().request.views(memoryview(memory)[: layout().request.nbytes])
+    with pytest.raises(BufferError):
+        memory.close()
+    views.clear()
+    memory.close()
