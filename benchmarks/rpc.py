@@ -95,8 +95,9 @@ def connect(kind: str, port: int, keys: Path, stack: ExitStack) -> Call:
         dealer = sockets.connect(zmq.DEALER, ["127.0.0.1"], port, key, options={zmq.IMMEDIATE: 0})
 
         def through_curve(data: bytes) -> object:
-            dealer.send_multipart([b"", data])
-            return dealer.recv_multipart()[1]
+            dealer.send(b"", zmq.SNDMORE)
+            dealer.send(data)
+            return dealer.recv(), dealer.recv()
 
         return through_curve
     if kind in (PICKLE, FRESH):

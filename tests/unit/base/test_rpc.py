@@ -11,19 +11,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import zmq
 from zmq.utils import z85
 
 from hpc_marl.base.rpc import RpcChannel, RpcClient, RpcServer, poll_channels, wait_for
-from hpc_marl.base.rpc_messages import Reply, RequestIds, decode_request
+from hpc_marl.base.rpc_messages import Reply, Request, RequestIds, decode_reply, decode_request, result_of
 from hpc_marl.base.security import Keyring
 from hpc_marl.base.serialization import encode
 from hpc_marl.base.sockets import SocketFactory
 from hpc_marl.errors import (
     BadRequestError,
     MessageTooLargeError,
+    ProtocolError,
     RemoteError,
     RpcError,
     RpcTimeoutError,
@@ -367,6 +369,39 @@ def test_garbage_from_a_friend_changes_nothing(server: RpcServer, sockets: Socke
         friend.send_multipart(message)
     with serving(server), RpcClient("localhost", server.port, keyring=keyring) as client:
         assert client.request("echo", x=1) == {"x": 1}
+
+
+def test_a_request_of_several_frames_counts_by_its_first(server: RpcServer, sockets: SocketFactory) -> None:
+    runs: list[int] = []
+    server.register_handler("run", lambda x: runs.append(x))
+    friend = sockets.connect(zmq.DEALER, server.hosts, server.port, sockets.keyring.server_public)
+    ids = RequestIds()
+    with serving(server):
+        for number in range(3):
+            request = encode(Request(ids.client, ids.next(), "run", 10_000, "", {"x": number}))
+            friend.send_multipart([b"", request, b"more", request])
+            assert friend.poll(5000)
+            _, reply = friend.recv_multipart()
+            assert result_of(decode_reply(reply)) is None
+    assert runs == [0, 1, 2]
+
+
+def test_a_result_that_cannot_be_decoded_ends_its_call_and_no_other(sockets: SocketFactory) -> None:
+    bound = sockets.bind(zmq.ROUTER, ["127.0.0.1"])
+    ids = RequestIds()
+    channel = RpcChannel(sockets, bound.hosts, bound.port, bound.public_key, request_ids=ids)
+    calls = [channel.submit("give", {}, 10.0) for _ in range(2)]
+    while not bound.socket.poll(0):
+        poll_channels([channel], timeout_s=0.01)
+    for value in (msgspec.Raw(b"\xd4\x07\x00"), "right"):  # an extension that nobody knows
+        routing_id, _, payload = bound.socket.recv_multipart()
+        reply = Reply(ids.client, decode_request(payload).counter, None, value)
+        bound.socket.send_multipart([routing_id, b"", encode(reply)])
+    wait_for([channel], lambda: all(call.done for call in calls))
+    with pytest.raises(ProtocolError, match="extension type 7"):
+        calls[0].result()
+    assert calls[1].result() == "right"
+    channel.close()
 
 
 class CreatesFile:

@@ -257,3 +257,17 @@ def test_the_cache_is_bounded_in_every_way() -> None:
     assert cache.get("f", 0) == b"z" and cache.num_bytes <= 101
     cache.put("g", 0, b"y" * 2000)
     assert cache.num_bytes == 0 and cache.is_forgotten("g", 0)
+
+
+def test_replies_out_of_order_are_kept_and_replaced() -> None:
+    cache = ReplyCache(max_per_client=3)
+    for counter in (5, 2, 7):
+        cache.put("a", counter, b"x" * counter)
+    assert [cache.get("a", counter) for counter in (2, 5, 6, 7)] == [b"xx", b"x" * 5, None, b"x" * 7]
+    assert [cache.is_new("a", counter) for counter in (2, 6, 7, 8)] == [False, False, False, True]
+    assert cache.is_new("b", 0) and not cache.is_forgotten("a", 1)
+    cache.put("a", 2, b"other")
+    assert cache.get("a", 2) == b"other" and cache.num_bytes == 5 + 5 + 7
+    cache.put("a", 8, b"")  # 5 is the oldest
+    assert cache.get("a", 5) is None and cache.is_forgotten("a", 5) and cache.get("a", 2) == b"other"
+    assert cache.num_bytes == 5 + 7
