@@ -34,7 +34,7 @@ from hpc_marl.runs.interrupts import Ending
 from hpc_marl.runs.session import prepare
 from hpc_marl.views.display import PlainDisplay
 
-FIRST_UPDATE_S, SAMPLE_S, RUNNING_S = 3.0, 3.0, 60.0
+FIRST_UPDATE_S, SAMPLE_S, RUNNING_S = 2.0, 3.0, 60.0
 _MANY_BATCHES = 200
 HEADER = ("what", "median", "lowest to highest", "goal", "")
 

@@ -9,12 +9,9 @@ Exit codes: 0 done, 1 the run failed, 2 a setting is wrong, 130 interrupted.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
-import socket
 import sys
-from argparse import Namespace
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
@@ -24,6 +21,8 @@ from hpc_marl.errors import ConfigError, HpcMarlError, LaunchError
 from hpc_marl.exit_codes import EXIT_INTERRUPTED, exit_code_of
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from omegaconf import DictConfig
 
     from hpc_marl.base.early_host import EarlyHost
@@ -207,6 +206,8 @@ class _JobRunner:
 
     def _named_in_sweep(self, experiment: ExperimentConfig) -> ExperimentConfig:
         """Name the trial by what the sweep varies, so that a sweep with resume=true finds its trials."""
+        import dataclasses
+
         from hydra.core.hydra_config import HydraConfig
 
         job = HydraConfig.get()
@@ -224,7 +225,7 @@ class _JobRunner:
 
 
 def _this_process() -> tuple[str, int]:
-    return socket.gethostname(), os.getpid()
+    return os.uname().nodename, os.getpid()
 
 
 def _run_hydra(arguments: Sequence[str], task: object) -> None:

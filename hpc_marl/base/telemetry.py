@@ -15,13 +15,14 @@ import math
 import os
 import queue
 import socket
-import struct
 import threading
 import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from hpc_marl.base.event_file import framed, start_event, values_event, version_event
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -143,9 +144,8 @@ class _JsonLines:
 class _TensorBoard:
     """Event files; begun with the first row, whose step hides what an earlier life wrote beyond it.
 
-    A row is one event with many values, framed and written here: tensorboardX's own writer makes an event of every
-    value, and hands it on to two threads and through a pipe, for ten times the CPU time. What is written is in the
-    file at once, so a killed trainer loses nothing of it.
+    A row is one event with many values. What is written is in the file at once, so a killed trainer loses nothing of
+    it.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -153,34 +153,21 @@ class _TensorBoard:
         self._file: _AppendedFile | None = None
 
     def write(self, row: Mapping[str, Any]) -> None:
-        # Imports torch where it is installed, so only the process that trains may come here.
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
         step = int(row.get("env_steps") or 0)
         if self._file is None or not self._file.is_open:
             self._file = _AppendedFile(self._directory / _event_file_name())
-            start = SessionLog(status=SessionLog.START)
-            self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
-            self._append(Event(wall_time=time.time(), step=step, session_log=start))
-        event = Event(wall_time=time.time(), step=step)
-        for name, value in row.items():
-            if isinstance(value, (int, float)) and name not in _NOT_PLOTTED:
-                event.summary.value.add(tag=_tag(name), simple_value=value)
-        self._append(event)
+            self._file.append(framed(version_event(time.time())))
+            self._file.append(framed(start_event(time.time(), step)))
+        values = [
+            (_tag(name), value)
+            for name, value in row.items()
+            if isinstance(value, (int, float)) and name not in _NOT_PLOTTED
+        ]
+        self._file.append(framed(values_event(time.time(), step, values)))
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-
-    def _append(self, event: Any) -> None:
-        """Append one record of a TFRecord file: length, checksum, content, checksum."""
-        from tensorboardX.record_writer import masked_crc32c
-
-        assert self._file is not None
-        content = event.SerializeToString()
-        length = struct.pack("<Q", len(content))
-        checksums = [struct.pack("<I", masked_crc32c(part)) for part in (length, content)]
-        self._file.append(b"".join((length, checksums[0], content, checksums[1])))
 
 
 class _AppendedFile:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 
 from hpc_marl.base.early_host import EarlyHost
@@ -57,9 +57,14 @@ def _is_local(settings: Mapping[str, str], has_own_files: bool) -> bool:
         return False
     if "cluster" in settings:
         return settings["cluster"] == "local"
-    if shutil.which("sbatch") is None:
+    if not _is_program("sbatch"):
         return True
     return not has_own_files and _our_files_say_local()
+
+
+def _is_program(name: str) -> bool:
+    # As shutil.which finds it, whose import takes longer than all of this.
+    return any(os.access(os.path.join(path, name), os.X_OK) for path in os.get_exec_path())
 
 
 def _our_files_say_local() -> bool:

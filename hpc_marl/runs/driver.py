@@ -48,7 +48,7 @@ from hpc_marl.runs.time_meter import TimeMeter
 from hpc_marl.views.display import Display, Progress
 
 _STEP_INTERVAL_S = 0.1
-_EAGER_INTERVAL_S = 0.02  # while workers come up, each of whose steps waits for one of ours
+_EAGER_INTERVAL_S = 0.005  # while workers come up, each of whose steps waits for one of ours
 _EAGER_TIME_S = 30.0
 _EAGER_SHARE = 0.25  # of a core, at most
 _STEADY_INTERVAL_S = 0.5  # while all work: commands are answered at once all the same

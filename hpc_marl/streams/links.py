@@ -22,6 +22,8 @@ _logger = logging.getLogger(__name__)
 _POLLIN, _POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)  # plain numbers: these are asked at every step
 _ABSENT_INTERVAL_S = 0.5
 """Between two looks for a service that has never been seen; sooner where a look costs nothing."""
+_FIRST_SHARE = 0.1
+"""Where a look costs nothing, a service is late by a tenth at most of the time that it is waited for."""
 _LOST_INTERVAL_S = 1.0
 """Between two looks while there is no connection: about how long a restarted service goes unnoticed."""
 _SILENT_INTERVAL_S = 5.0
@@ -39,6 +41,7 @@ class RecordWatch:
         self._context = context
         self._key = key
         self._next_look_s = 0.0
+        self._first_look_s: float | None = None
         self.record: ServiceRecord | None = None
         """The present service; None until one was found."""
 
@@ -56,7 +59,7 @@ class RecordWatch:
         now = time.monotonic()
         interval = _SILENT_INTERVAL_S if connected else _LOST_INTERVAL_S
         if self.record is None:
-            interval = min(_ABSENT_INTERVAL_S, self._context.resolver.look_interval_s)
+            interval = self._absent_interval_s(now)
         self._next_look_s = min(self._next_look_s, now + 1.2 * interval)
         if now < self._next_look_s:
             return False
@@ -69,6 +72,14 @@ class RecordWatch:
             return False
         self.record = found
         return True
+
+    def _absent_interval_s(self, now: float) -> float:
+        interval = self._context.resolver.look_interval_s
+        if interval >= _ABSENT_INTERVAL_S:
+            return _ABSENT_INTERVAL_S
+        if self._first_look_s is None:
+            self._first_look_s = now
+        return min(interval, max(_FIRST_SHARE * interval, _FIRST_SHARE * (now - self._first_look_s)))
 
 
 def record_epoch(record: ServiceRecord) -> int:

@@ -45,8 +45,10 @@ _LIGHT_MODULES = (
     "hpc_marl.policies.numpy_actor",
 )
 """What actors and evaluators import; no torch."""
-_TORCH_MODULES = ("hpc_marl.workers.trainer", "hpc_marl.workers.policy", "torch", "hpc_marl.algorithms")
-"""What trainers and policy workers import. Torch takes seconds, so it is begun before anybody asks for a trainer."""
+_TORCH_MODULES = ("hpc_marl.workers.trainer", "torch", "hpc_marl.algorithms.ppo")
+"""What trainers import. Torch takes seconds, so it is begun before anybody asks for a trainer."""
+_POLICY_MODULES = {"policy": ("hpc_marl.workers.policy", "hpc_marl.policies.torch_actor")}
+"""What policy workers import too, where there are any: no trainer has to wait for it."""
 _TORCH_KINDS = ("trainer", "policy")
 _LATE_S = 3.0
 _MAX_MESSAGE_BYTES = 1 << 20
@@ -227,7 +229,7 @@ def start_nurseries(
 
 def start_heavy_nursery(shown: Sequence[str]) -> Nursery | list[str]:
     """Fork the nursery of those who need torch; see `start_nursery`."""
-    return start_nursery(_TORCH_MODULES, shown)
+    return start_nursery(_TORCH_MODULES, shown, of_kind=_POLICY_MODULES)
 
 
 def start_nursery(
@@ -235,6 +237,7 @@ def start_nursery(
     shown: Sequence[str],
     delay_s: float = 0.0,
     others: Iterable[Nursery] = (),
+    of_kind: Mapping[str, Sequence[str]] | None = None,
 ) -> Nursery | list[str]:
     """Fork a nursery. The process must have one thread.
 
@@ -243,6 +246,7 @@ def start_nursery(
         shown: its command line.
         delay_s: not before so many seconds, unless a worker is launched earlier.
         others: nurseries of this process.
+        of_kind: what to import before the first worker of a kind is forked.
 
     Returns:
         the nursery in this process; in every worker's new process, the arguments that it was launched with.
@@ -261,7 +265,7 @@ def start_nursery(
     if not die_with_parent(host, signal.SIGKILL):
         os._exit(0)
     show_command_line(shown)  # not taken for a second host
-    return _Forking(theirs).serve(modules, delay_s)
+    return _Forking(theirs).serve(modules, delay_s, dict(of_kind or {}))
 
 
 class _Forking:
@@ -272,16 +276,13 @@ class _Forking:
         self._pids: dict[int, int] = {}  # child's number -> pid, until it has been waited for
         self._woken, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
-    def serve(self, modules: Iterable[str], delay_s: float) -> list[str]:
+    def serve(self, modules: Iterable[str], delay_s: float, of_kind: dict[str, Sequence[str]]) -> list[str]:
         """Fork whoever is asked for; returns in their processes only."""
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         if delay_s:
             select.select([self._connection], [], [], delay_s)
-        gc.disable()  # it would look through all that is imported again and again, and find little
         _import_all(modules)
-        gc.freeze()  # what a collector does not touch stays shared
-        gc.enable()
         while True:
             sources: list[Any] = [self._connection, self._woken]
             ready, _, _ = select.select(sources, [], [])
@@ -302,8 +303,11 @@ class _Forking:
                 _settle(Orders.decode(message["settle"].encode()))
             elif "signal" in message:
                 self._signal(message["child"], message["signal"])
-            elif (arguments := self._fork(message)) is not None:
-                return arguments
+            else:
+                if modules_of_kind := of_kind.pop(message["arguments"][0].partition("/")[0], ()):
+                    _import_all(modules_of_kind)
+                if (arguments := self._fork(message)) is not None:
+                    return arguments
 
     def _fork(self, message: Mapping[str, Any]) -> list[str] | None:
         """Fork; None in the nursery, arguments in the new process."""
@@ -360,7 +364,10 @@ def _settle(orders: Orders | None) -> None:
 
 
 def _import_all(modules: Iterable[str]) -> None:
+    gc.disable()  # it would look through all that is imported again and again, and find little
     for module in modules:
         # Whoever needs it will say what is wrong.
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    gc.freeze()  # what a collector does not touch stays shared
+    gc.enable()
