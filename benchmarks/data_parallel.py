@@ -1,7 +1,7 @@
-"""How training scales when two trainers share it: real processes, gradients by gloo over loopback.
+"""How training scales when two trainers on one host share it: real processes.
 
-    by hand    one exchange of the flat gradient per minibatch (feed-forward policies on the CPU)
-    autograd   torch's DistributedDataParallel (all other policies)
+    by hand    one exchange of the flat gradient per minibatch, by shared memory (feed-forward policies on the CPU)
+    autograd   torch's DistributedDataParallel by gloo over loopback (all other policies)
 
 Every process learns from batches of its own, [64 steps x 64 environments] of CartPole's size, actor and critic of
 64 x 64 tanh, four epochs of four minibatches; one minibatch is the union of the processes'. With perfect scaling two

@@ -2,6 +2,7 @@
 
     Ranks              one trainer alone: every sum is its own
     DistributedRanks   several, by torch.distributed: gradients are averaged, sums taken over all, words passed round
+                       (on the CPUs of one host small tensors go through shared memory, see `shared_sums`)
 
 All ranks must make the same calls in the same order. Whatever decides (a sum, a gradient) comes out equal, bit for
 bit, on all of them. Words travel as msgpack in byte tensors, never as pickle. Where a rank dies, the others' call
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hpc_marl.algorithms.shared_sums import SharedSums
 from hpc_marl.base import serialization
 
 T = TypeVar("T")
@@ -109,8 +111,14 @@ class DistributedRanks(Ranks):
 
     def __init__(self, device: torch.device, store: object = None) -> None:
         self._device, self._store = device, store
+        self._shared: SharedSums | None = None
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
+
+    def share_memory(self, timeout_s: float) -> None:
+        """Sum small tensors through shared memory from now on, if all ranks are of one host and learn on its CPUs."""
+        if self._device.type == "cpu":
+            self._shared = SharedSums.open(self.rank, self.size, self.gather, timeout_s)
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """See Ranks."""
@@ -122,6 +130,8 @@ class DistributedRanks(Ranks):
 
     def add(self, tensor: Tensor) -> Tensor:
         """See Ranks."""
+        if self._shared is not None and self._shared.takes(tensor):
+            return self._shared.add(tensor)
         total = tensor.clone()
         dist.all_reduce(total)
         return total
@@ -133,20 +143,15 @@ class DistributedRanks(Ranks):
 
     def largest(self, value: float) -> float:
         """See Ranks."""
-        tensor = torch.tensor([value], dtype=torch.float64, device=self._device)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return float(tensor[0])
+        return float(self._spread(torch.tensor(value, dtype=torch.float64)).max())
 
     def gather(self, word: T) -> list[T]:
         """See Ranks."""
         own = self._packed(serialization.encode(word))
-        lengths = [torch.zeros(1, dtype=torch.int64, device=self._device) for _ in range(self.size)]
-        dist.all_gather(lengths, torch.tensor([len(own)], device=self._device))
-        sizes = [int(length) for length in lengths]
+        sizes = [int(size) for size in self._spread(torch.tensor(len(own)))]
         padded = torch.zeros(max(sizes), dtype=torch.uint8, device=self._device)
         padded[: len(own)] = own
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
+        parts = self._spread(padded)
         return [_unpacked(part[:size], type(word)) for part, size in zip(parts, sizes, strict=True)]
 
     def broadcast(self, word: T) -> T:
@@ -167,8 +172,17 @@ class DistributedRanks(Ranks):
 
     def close(self) -> None:
         """See Ranks."""
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
         if dist.is_initialized():
             dist.destroy_process_group()
+
+    def _spread(self, tensor: Tensor) -> Tensor:
+        """Return the tensors of all ranks, [rank, ...]: a sum to which each adds zeros in the others' places."""
+        rows = torch.zeros((self.size, *tensor.shape), dtype=tensor.dtype, device=self._device)
+        rows[self.rank] = tensor
+        return self.add(rows)
 
     def _packed(self, content: bytes) -> Tensor:
         return torch.from_numpy(np.frombuffer(content, np.uint8).copy()).to(self._device)

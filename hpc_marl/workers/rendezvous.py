@@ -160,7 +160,9 @@ def join(
         world_size=world_size,
         timeout=timedelta(seconds=timeout_s),
     )
-    return DistributedRanks(torch_device, store)
+    ranks = DistributedRanks(torch_device, store)
+    ranks.share_memory(timeout_s)
+    return ranks
 
 
 def interface_of(hosts: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ import torch
 from hpc_marl.algorithms.flat_steps import FlatSteps
 from hpc_marl.algorithms.ppo import PPO
 from hpc_marl.algorithms.ranks import Ranks
+from hpc_marl.algorithms.shared_sums import LANE_BYTES
 from hpc_marl.base import serialization
 from hpc_marl.base.name_resolve_file import FileNameResolver
 from hpc_marl.config import PPOConfig
@@ -177,6 +178,27 @@ def words(ranks: Ranks) -> dict[str, Any]:
     }
 
 
+def sums_alike(ranks: Ranks) -> dict[str, Any]:
+    """The same sums by shared memory and by gloo: many in a row, of all shapes and types that are summed."""
+    several: Any = ranks
+    shared, generator = several._shared, torch.Generator().manual_seed(ranks.rank)
+    tensors = [
+        torch.rand(shape, generator=generator) - 0.5 for shape in [(), (1,), (3, 5), (10_000,), (0,)] * 20
+    ]
+    tensors += [torch.arange(6) * ranks.rank, torch.rand(7, generator=generator, dtype=torch.float64)]
+    tensors.append(torch.rand(LANE_BYTES // 4 + 1, generator=generator))
+    tensors[3][0] = torch.nan
+    by_memory = [ranks.add(tensor).numpy() for tensor in tensors]
+    several._shared = None
+    by_gloo = [ranks.add(tensor).numpy() for tensor in tensors]
+    several._shared = shared
+    return {
+        "takes": [] if shared is None else [shared.takes(tensor) for tensor in tensors],
+        "by_memory": by_memory,
+        "by_gloo": by_gloo,
+    }
+
+
 def death(ranks: Ranks) -> dict[str, Any]:
     """The last rank dies; the others' next call says so."""
     if ranks.rank == ranks.size - 1:
@@ -201,7 +223,8 @@ def silence(ranks: Ranks) -> dict[str, Any]:
 
 
 SCENARIOS: dict[str, Callable[[Ranks], dict[str, Any]]] = {
-    function.__name__: function for function in (halves, minibatches, broken, words, death, silence)
+    function.__name__: function
+    for function in (halves, minibatches, broken, words, sums_alike, death, silence)
 }
 
 

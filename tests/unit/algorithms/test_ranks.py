@@ -72,6 +72,22 @@ def test_what_ranks_say_reaches_all(tmp_path: Path) -> None:
     assert len({rank["own"] for rank in found}) > 1
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_sums_through_shared_memory_are_those_of_gloo(tmp_path: Path, size: int) -> None:
+    found = what_ranks_found("sums_alike", size, tmp_path)
+    for rank in found:
+        assert rank["takes"] == [True] * 102 + [False], "this host's ranks share memory, for small tensors"
+        for by_memory, by_gloo, first in zip(
+            rank["by_memory"], rank["by_gloo"], found[0]["by_memory"], strict=True
+        ):
+            assert by_memory.dtype == by_gloo.dtype
+            np.testing.assert_array_equal(by_memory, first)
+            if size == 2:
+                np.testing.assert_array_equal(by_memory, by_gloo)
+            else:  # added in another order
+                np.testing.assert_allclose(by_memory, by_gloo, rtol=1e-5, atol=1e-6)
+
+
 def test_the_death_of_a_rank_is_an_error_of_the_others_next_call(tmp_path: Path) -> None:
     first, second, third = what_ranks_found("death", 3, tmp_path)
     assert first["error"] and second["error"] and third == {}
