@@ -45,7 +45,9 @@ class Convolutions(nn.ModuleList):
     def forward(self, images: Tensor) -> Tensor:
         """Return features [..., F] of `images` [..., C * H * W], 8-bit pixels that are scaled to [0, 1]."""
         rows = images.reshape(-1, *self.image_shape)
-        if torch.is_grad_enabled() or len(rows) <= _IMAGES_AT_ONCE:
+        if torch.is_grad_enabled():  # a step takes a fifth less in this layout; acting does not
+            features = self._convolve(rows.contiguous(memory_format=torch.channels_last))
+        elif len(rows) <= _IMAGES_AT_ONCE:
             features = self._convolve(rows)
         else:
             starts = range(0, len(rows), _IMAGES_AT_ONCE)
