@@ -1,7 +1,8 @@
 """What it costs that a policy worker chooses the actions, and how environment groups hide it.
 
     steps/s of one actor worker whose network costs nothing: in the actor itself (inline), and in a policy worker of
-    the same node by shared memory, by zmq under CURVE as across nodes, and by pickle over zmq REQ/REP (the peer)
+    the same node by shared memory, by zmq under CURVE as across nodes, and by pickle over zmq REQ/REP (the peer),
+    without keys and under CURVE: how much of the difference between it and ours is the price of keys
 
     steps/s with a joint step of 1 ms and a network of 4 ms in a policy worker, by the number of groups, against the
     same environments with a network that takes no time
@@ -36,6 +37,8 @@ PICKLE, PICKLE_CURVE = "pickle, zmq REQ/REP", "pickle, zmq REQ/REP under CURVE"
 SHAPES = ((8, 1), (8, 2), (32, 1), (32, 2))
 """Environments of a group, groups."""
 GOALS = {(SHARED, (32, 2)): 0.6}
+PACKED_GOAL = 1.0
+"""Of the peer with the same security."""
 GROUPS = (1, 2, 4, 8)
 NO_LATENCY = "network of no time, inline"
 LATENCY_GOALS = {8: 0.9}
@@ -53,7 +56,8 @@ class Series:
     """One row: what was measured in every repeat, and its goal as a share of the reference."""
 
     name: str
-    actor: MeasuredActor
+    actor: MeasuredActor | None
+    """None where the rates are those of another row, compared with another reference."""
     reference: Series | None
     goal: float | None = None
     rates: list[float] = field(default_factory=list)
@@ -94,6 +98,8 @@ def free_network(trial: Trial, shapes: Sequence[tuple[int, int]]) -> list[Series
             name = f"{shape[0]} environments x {shape[1]}: {system}"
             rows.append(Series(name, actor, reference, GOALS.get((system, shape))))
             reference = reference or rows[-1]
+        *_, packed, _, peer = rows
+        rows.append(Series(f"{packed.name}, of {PICKLE_CURVE}", None, peer, PACKED_GOAL, packed.rates))
     return rows
 
 
@@ -128,7 +134,8 @@ def measure(tables: Sequence[Sequence[Series]], repeats: int, seconds: float) ->
         print(f"repeat {repeat + 1} of {repeats}", file=sys.stderr)
         for rows in tables:
             for row in rows:
-                row.rates.append(row.actor.rate(seconds))
+                if row.actor is not None:
+                    row.rates.append(row.actor.rate(seconds))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -153,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             slow.close()
             fast.close()
     print(machine_facts())
-    print("\nA network that costs nothing; ratios to inline:\n")
+    print("\nA network that costs nothing; ratios to inline, or to what is named:\n")
     print(markdown_table(HEADER, [row.cells() for row in tables[0]]))
     print("\nA joint step of 1 ms; ratios to a network of no time:\n")
     print(markdown_table(HEADER, [row.cells() for row in tables[1]]))

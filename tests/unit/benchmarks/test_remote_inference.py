@@ -26,4 +26,4 @@ def test_the_quick_form_prints_both_tables():
     command = [sys.executable, str(BENCHMARKS / "remote_inference.py"), "--quick"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     rows = [line for line in done.stdout.splitlines() if line.startswith("| 32 ") or "groups" in line]
-    assert len(rows) == 6 and not done.stderr.startswith("Traceback")
+    assert len(rows) == 7 and not done.stderr.startswith("Traceback")
