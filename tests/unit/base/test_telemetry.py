@@ -134,10 +134,30 @@ def test_tensorboard_gets_the_same_numbers_in_groups(tmp_path: Path):
 
 def test_what_was_written_is_in_the_event_file_at_once(tmp_path: Path):
     """A killed trainer loses nothing that its writer had taken."""
-    sink = telemetry._TensorBoard(tmp_path)
+    sink = telemetry._TensorBoard(tmp_path, patience_s=0.0)
     sink.write({"env_steps": 10, "entropy": 0.5})
     (path,) = tmp_path.glob("events.out.tfevents.*")
     assert event_values(path) == [(10, "train/entropy", 0.5)]
+    sink.close()
+
+
+def test_first_rows_wait_for_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The import of tensorboardX does not fall into a training's first seconds."""
+    now = [100.0]
+    monkeypatch.setattr(telemetry.time, "monotonic", lambda: now[0])
+    sink = telemetry._TensorBoard(tmp_path, patience_s=5.0)
+    sink.write({"env_steps": 10, "entropy": 0.5})
+    now[0] = 104.9
+    sink.write({"env_steps": 20, "entropy": 0.25})
+    assert not list(tmp_path.iterdir())
+    now[0] = 105.0
+    sink.write({"env_steps": 30, "entropy": 0.125})
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    assert event_values(path) == [
+        (10, "train/entropy", 0.5),
+        (20, "train/entropy", 0.25),
+        (30, "train/entropy", 0.125),
+    ]
     sink.close()
 
 
