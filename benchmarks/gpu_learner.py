@@ -14,8 +14,7 @@ Before anything is timed, results are checked: each way must learn from one batc
 (graphs to rounding, tf32 and bf16 in about the same direction), and that what the CPU learns. A check that fails is
 printed, and the script ends with 1.
 
-    python benchmarks/gpu_learner.py                       on a GPU, a few minutes
-    python benchmarks/gpu_learner.py --device cpu --quick  what a machine without one can tell, in seconds
+    python benchmarks/gpu_learner.py    a few minutes on a GPU; without one what a CPU can tell, in seconds
 
 Whole trainings are not timed here; the last lines say how.
 """
@@ -314,10 +313,13 @@ def _percent(share: float | None) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check, measure and print; 1 where a check failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda)")
+    parser.add_argument("--device", help="cuda, cuda:N or cpu (default: cuda; where there is none, cpu --quick)")
     parser.add_argument("--quick", action="store_true", help="small batches, two repeats")
     parser.add_argument("--repeats", type=int, default=15, help="turns of each way (default: 15)")
     options = parser.parse_args(arguments)
+    if options.device is None:
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+        options.quick |= options.device == "cpu"
     if options.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"--device {options.device}: torch {torch.__version__} sees no GPU; use --device cpu")
     if options.device != "cpu":
