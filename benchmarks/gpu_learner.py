@@ -313,7 +313,9 @@ def _percent(share: float | None) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check, measure and print; 1 where a check failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--device", help="cuda, cuda:N or cpu (default: cuda; where there is none, cpu --quick)")
+    parser.add_argument(
+        "--device", help="cuda, cuda:N or cpu (default: cuda; where there is none, cpu --quick)"
+    )
     parser.add_argument("--quick", action="store_true", help="small batches, two repeats")
     parser.add_argument("--repeats", type=int, default=15, help="turns of each way (default: 15)")
     options = parser.parse_args(arguments)
