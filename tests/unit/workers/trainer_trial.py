@@ -100,7 +100,7 @@ class Trial:
 
 
 class MadeUpActor:
-    """Sends one batch of every version it sees, unless muted."""
+    """Sends one batch of every version it sees, unless muted; again where a trainer went away with it."""
 
     def __init__(self, trial: Trial, index: int = 0, trainer_name: str = "trainer/0") -> None:
         context = trial.context()
@@ -112,6 +112,8 @@ class MadeUpActor:
         self.muted = False
         self._seen = (-1, -1)
         self._weights: dict[str, Any] | None = None
+        self._sent: dict[str, Any] | None = None
+        self._lost = 0
 
     def poll(self) -> None:
         """Take in a newer version and send a batch of it."""
@@ -120,6 +122,8 @@ class MadeUpActor:
         if newer is not None and (newer.epoch, newer.policy_version) > self._seen:
             self._seen = (newer.epoch, newer.policy_version)
             self._weights = {name: np.array(array) for name, array in newer.weights.items()}
+        if (lost := self._sender.statistics().lost) > self._lost:
+            self._lost, self._weights = lost, self._weights or self._sent
         if self.muted or self._weights is None or (batch := self._sender.acquire(0)) is None:
             return
         epoch, version = self._seen
@@ -133,7 +137,7 @@ class MadeUpActor:
         made = dataclasses.replace(made, policy_version=np.full(NUM_STEPS, version))
         for name, array in made.arrays().items():
             getattr(batch, name)[...] = array
-        self._weights = None
+        self._weights, self._sent = None, self._weights
         self._sender.commit(
             batch,
             SampleMetadata(
