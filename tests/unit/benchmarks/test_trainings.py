@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -183,7 +184,10 @@ def peer_without_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pr
     monkeypatch.setattr(peers, "PEERS", tmp_path)
     monkeypatch.setattr(peers, "DRIVERS", tmp_path)
     (tmp_path / "stub" / "bin").mkdir(parents=True)
-    (tmp_path / "stub" / "bin" / "python").symlink_to(sys.executable)
+    # A link would leave this virtual environment, and with it numpy.
+    python = tmp_path / "stub" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o700)
     (tmp_path / "stub_driver.py").write_text(program)
     return peers.Peer("a stub", "stub", {"length": 5})
 
