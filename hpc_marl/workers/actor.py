@@ -99,11 +99,10 @@ class ActorWorker(Worker):
         steps = batches = committed = 0
         while True:
             # between batches nothing is lost by looking at the streams a few milliseconds later
-            if committed or steps == 0 or self._num_filling < len(self._groups):
+            is_between = committed or steps == 0 or self._num_filling < len(self._groups)
+            if is_between:
                 self._sender.poll()
-                acting.poll(may_change=self._policy_may_change())
-                next_look = now + _LOOK_INTERVAL_S
-            elif now >= next_look:
+            if is_between or now >= next_look:
                 acting.poll(may_change=self._policy_may_change())
                 next_look = now + _LOOK_INTERVAL_S
             stepped, committed = self._advance(acting, self._sender)
