@@ -15,11 +15,13 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import zmq
 
+from hpc_marl.base.eager_poll import EagerLook
 from hpc_marl.base.rpc_messages import Request, RequestIds, decode_reply, with_time_left
 from hpc_marl.base.rpc_pending import PendingReply
 from hpc_marl.base.serialization import encode
@@ -39,10 +41,16 @@ _logger = logging.getLogger(__name__)
 _FIRST_RECONNECT_S = 0.1
 _MAX_RECONNECT_S = 5.0
 _SOON_S = 0.02
+_AWAKE_S = 0.0002  # two calls' time on one machine
 # As plain integers: libzmq's constants are enums, with which every operation takes a microsecond.
+_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 _NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE | zmq.NOBLOCK)
 # For so long after a reply the connection is taken for alive; `process` finds out if it is not.
 _HEARD_LATELY_S = 1.0
+
+
+def _readable(get: Callable[[int], Any]) -> int:
+    return cast("int", get(_EVENTS)) & _POLLIN
 
 
 class RpcChannel:
@@ -95,6 +103,7 @@ class RpcChannel:
             options={zmq.IMMEDIATE: 0, zmq.RCVTIMEO: int(1000 * _SOON_S)},
         )
         self._send_frame, self._receive_frame = send_of(self._socket), self._socket.recv
+        self._eager = EagerLook(partial(_readable, self._socket.get), awake_s=_AWAKE_S)
 
     @property
     def num_pending(self) -> int:
@@ -160,11 +169,10 @@ class RpcChannel:
         """
         if not pending.sent or self._monitor.lost or pending.timeout_s < _SOON_S or len(self._pending) > 1:
             return
+        self._eager.look()
         try:
-            delimiter, frame = (
-                self._receive_frame(),
-                self._receive_frame(),
-            )  # those of one message come at once
+            delimiter = self._receive_frame()
+            frame = self._receive_frame()  # the frames of one message come at once
         except zmq.Again:
             return
         self._take_frame(delimiter, frame)

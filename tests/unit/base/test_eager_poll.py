@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import threading
@@ -9,7 +10,7 @@ import threading
 import pytest
 
 from hpc_marl.base import eager_poll
-from hpc_marl.base.eager_poll import EagerPoll
+from hpc_marl.base.eager_poll import EagerLook, EagerPoll
 
 
 @pytest.fixture
@@ -87,3 +88,19 @@ def test_staying_awake_in_vain_becomes_seldom_and_comes_back_with_success(pipe, 
     poll = EagerPoll(1)
     poll.register(pipe[0], select.POLLIN)
     assert waits_with_a_try(10) == 0
+
+
+def test_anything_can_be_looked_for(monkeypatch):
+    monkeypatch.setattr(eager_poll, "perf_counter", itertools.count().__next__)  # a second per look
+    there = iter(["", "", "found", ""])
+    look = EagerLook(lambda: next(there), awake_s=10.0, num_cores=2)
+    assert look.look() == "found"
+    assert look.look(at_most_s=1.5) is None
+    assert next(there, "all was looked at") == "all was looked at"
+    assert look.look() is None  # not now, after a failure
+    with pytest.raises(StopIteration):
+        look.look()
+
+
+def test_with_one_core_it_is_never_looked():
+    assert EagerLook(lambda: "found", num_cores=1).look() is None
