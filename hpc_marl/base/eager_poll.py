@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 
 _AWAKE_S = 0.0001
 _MOST_SKIPPED = 63
-"""Waits in a row that go to sleep at once after failures; so 2 us of a wait are in vain then."""
+"""Waits in a row that go to sleep at once after failures; so a 64th of the moment per wait is in vain then."""
 
 Found = TypeVar("Found")
 

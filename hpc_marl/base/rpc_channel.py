@@ -15,8 +15,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import zmq
@@ -25,7 +24,7 @@ from hpc_marl.base.eager_poll import EagerLook
 from hpc_marl.base.rpc_messages import Request, RequestIds, decode_reply, with_time_left
 from hpc_marl.base.rpc_pending import PendingReply
 from hpc_marl.base.serialization import encode
-from hpc_marl.base.socket_shortcuts import send_of
+from hpc_marl.base.socket_shortcuts import has_message_of, send_of
 from hpc_marl.base.sockets import SocketFactory
 from hpc_marl.errors import (
     BadRequestError,
@@ -43,14 +42,9 @@ _MAX_RECONNECT_S = 5.0
 _SOON_S = 0.02
 _AWAKE_S = 0.0002  # two calls' time on one machine
 # As plain integers: libzmq's constants are enums, with which every operation takes a microsecond.
-_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 _NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE | zmq.NOBLOCK)
 # For so long after a reply the connection is taken for alive; `process` finds out if it is not.
 _HEARD_LATELY_S = 1.0
-
-
-def _readable(get: Callable[[int], Any]) -> int:
-    return cast("int", get(_EVENTS)) & _POLLIN
 
 
 class RpcChannel:
@@ -103,7 +97,7 @@ class RpcChannel:
             options={zmq.IMMEDIATE: 0, zmq.RCVTIMEO: int(1000 * _SOON_S)},
         )
         self._send_frame, self._receive_frame = send_of(self._socket), self._socket.recv
-        self._eager = EagerLook(partial(_readable, self._socket.get), awake_s=_AWAKE_S)
+        self._eager = EagerLook(has_message_of(self._socket), awake_s=_AWAKE_S)
 
     @property
     def num_pending(self) -> int:

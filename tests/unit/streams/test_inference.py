@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import zmq
 
-from hpc_marl.base import serialization
+from hpc_marl.base import eager_poll, serialization
 from hpc_marl.errors import StreamError
+from hpc_marl.streams import inference_line
 from hpc_marl.streams.inference import InferenceClient, InferenceServer
 from hpc_marl.streams.inference_messages import RequestHead, to_frame
 from hpc_marl.streams.links import connect
@@ -93,6 +96,29 @@ def test_every_group_gets_its_own_answer(new_server, new_client):
     assert server.statistics().answered == 6
     with pytest.raises(StreamError, match="submitted nothing"):
         clients[0].collect(0)
+
+
+@pytest.mark.parametrize("awake_s", [0.0, 60.0], ids=["asleep", "awake"])
+def test_what_is_answered_meanwhile_ends_the_wait(new_server, new_client, awake_s, monkeypatch):
+    monkeypatch.setattr(inference_line, "_AWAKE_S", awake_s)  # by ZMQ
+    monkeypatch.setattr(eager_poll, "_AWAKE_S", awake_s)  # by shared memory
+    server = new_server()
+    client = new_client(servers=[server])
+
+    def serve(count):
+        while count:
+            count -= len(answer(server))
+
+    thread = threading.Thread(target=serve, args=(2 * 20,))
+    thread.start()
+    for value in range(20):
+        for group in (0, 1):
+            client.submit(group, arrays(value + group))
+        for group in (1, 0):
+            reply = client.collect(group, 60.0)
+            assert reply is not None and (reply.arrays["action"] == 3 * (value + group)).all()
+    assert client.statistics().sent_again == 0
+    thread.join()
 
 
 def test_requests_are_batched_up_to_max_rows_oldest_first(new_server, new_client):
