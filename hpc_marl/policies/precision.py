@@ -11,17 +11,31 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from hpc_marl.base.freed_memory import keep_freed_memory
 from hpc_marl.config.workers import Precision
 
 
 def use_device(device: torch.device, precision: Precision) -> None:
-    """Make a GPU this process's own, whose streams, events and graphs are then meant, and allow or forbid it TF32."""
+    """Make this process one that computes on `device`.
+
+    A GPU becomes its own, whose streams, events and graphs are then meant, and is allowed or forbidden TF32. For the
+    CPU's tensors it keeps its memory.
+    """
+    if device.type == "cpu":
+        keep_freed_memory()
     if device.type != "cuda":
         return
     if device.index is not None:
         torch.cuda.set_device(device)
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def computed_in(device: torch.device) -> torch.dtype:
+    """Return the type that the layers of a network compute in, here and now."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return torch.float32
 
 
 def network_precision(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

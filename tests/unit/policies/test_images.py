@@ -22,6 +22,7 @@ from hpc_marl.policies import (
     make_noise,
 )
 from hpc_marl.policies import convolutions as convolutions_module
+from hpc_marl.policies.precision import network_precision
 from hpc_marl.workers.rollout import GroupRollout
 
 torch.set_num_threads(1)
@@ -136,6 +137,24 @@ def test_many_images_are_convolved_in_parts_with_the_same_result(monkeypatch: py
     monkeypatch.setattr(convolutions_module, "_IMAGES_AT_ONCE", 5)
     with torch.no_grad():
         torch.testing.assert_close(model.values(model.inputs(images))[0], whole)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("learns", [True, False])
+def test_pixels_are_scaled_to_between_0_and_1(precision, learns):
+    """By scaling the first layer's weights; every byte is a whole number in bfloat16, too."""
+    spec = make_spec()
+    layers = ActorCritic(spec).actor.convolutions
+    images = torch.from_numpy(make_images(spec, 7, 3))
+    scaled = images.reshape(-1, *spec.env.image_shape).to(torch.float32) / 255
+    for layer in layers:
+        scaled = torch.relu(layer(scaled))
+    expected = scaled.flatten(1).view(*images.shape[:-1], -1)
+    with torch.set_grad_enabled(learns), network_precision(torch.device("cpu"), precision):
+        found = layers(images)
+    assert found.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+    allowed = {"rtol": 0.02, "atol": 0.02} if precision == "bf16" else {}
+    torch.testing.assert_close(found.to(torch.float32), expected, **allowed)
 
 
 def test_networks_and_observations_that_do_not_fit_are_refused():

@@ -31,7 +31,7 @@ def test_tf32_is_what_was_asked_for(precision: str, allowed: bool) -> None:
         use_device(GPU, "float32" if allowed else "tf32")
 
 
-def test_a_cpu_is_left_alone() -> None:
+def test_a_cpu_is_not_told_what_a_gpu_may_do() -> None:
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     use_device(CPU, "tf32")
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
