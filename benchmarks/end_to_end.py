@@ -37,6 +37,7 @@ from measuring.comparing import (
     rate,
     rate_goal,
     return_rows,
+    share_goal,
     table_rows,
     time_goal,
 )
@@ -112,8 +113,10 @@ def goal_rows(name: str, results: Results) -> list[list[str]]:
     if ours is None:
         return []
     task = TASKS[name]
-    if task.wanted:
+    if task.wanted or task.of_actors:
         found = [rate_goal(results, wanted, peer) for peer, wanted in task.wanted.items()]
+        if task.of_actors is not None:
+            found.append(share_goal(results, task.of_actors))
         return [row for row in found if row is not None]
     if name == "cartpole_vector":
         return [limit_goal("env_steps/s", [rate(outcome) for outcome in results[ours]], VECTOR_RATE, True)]

@@ -132,6 +132,29 @@ def limit_goal(name: str, values: Sequence[float], limit: float, is_at_least: bo
     return [name, f"{middle:,.0f}", span, "-", "-", wanted, in_words(is_reached)]
 
 
+def share_goal(results: Results, wanted: float) -> list[str] | None:
+    """Return the row for: our actors get so much from their CPU time as the environment alone, or `wanted` of it."""
+    ours = best_row(results, is_ours, rate)
+    if ours is None:
+        return None
+
+    def of_actors(outcome: Outcome) -> float:
+        cores = outcome.rates.cores
+        return rate(outcome) / (cores["env"] if "env" in cores else cores["actor"])
+
+    shares = _ratios(results[ours], results[ENV_ONLY], of_actors)
+    middle = median(shares)
+    return [
+        "env_steps per CPU-second of actors",
+        f"{median(map(of_actors, results[ours])):,.0f}",
+        f"{min(shares):.0%} to {max(shares):.0%}",
+        ENV_ONLY,
+        f"{middle:.0%}",
+        f"at least {wanted:.0%}",
+        in_words(middle >= wanted),
+    ]
+
+
 def _ratios(
     above: Sequence[Outcome], below: Sequence[Outcome], key: Callable[[Outcome], float]
 ) -> list[float]:

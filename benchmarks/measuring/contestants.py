@@ -33,6 +33,7 @@ class Task:
         peer_max_s: so long after their first step peers are stopped, where they have not held the goal before; an
             update that has begun is ended.
         wanted: how many times as fast as which peer our training is to be.
+        of_actors: least share of what the environment alone does on as much CPU time as our actors get; None: no goal.
         returns_after: env_steps after which mean returns are compared; all must pay the same.
     """
 
@@ -45,6 +46,7 @@ class Task:
     goal: float | None = None
     peer_max_s: float = 20.0
     wanted: Mapping[str, float] = field(default_factory=dict)
+    of_actors: float | None = None
     returns_after: tuple[int, ...] = ()
 
 
@@ -133,7 +135,9 @@ TASKS = {
         *("CartPole-v1 natively vectorised, PPO", "cartpole_vector_ppo", 2_000_000, nobody),
         goal=CARTPOLE_GOAL,
     ),
-    "lbf": Task("LBF 8x8-2p-3f, MAPPO", "lbf_mappo", 200_000, lbf_peers, wanted={EPYMARL: 3.0}),
+    "lbf": Task(
+        "LBF 8x8-2p-3f, MAPPO", "lbf_mappo", 200_000, lbf_peers, wanted={EPYMARL: 3.0}, of_actors=0.7
+    ),
     "spread": Task(
         "MPE simple_spread, MAPPO",
         "mpe_spread_mappo",
@@ -141,6 +145,7 @@ TASKS = {
         spread_peers,
         ("mpe2",),
         wanted={SUPERSUIT: 3.0},
+        of_actors=0.7,
     ),
     "rware": Task(
         "RWARE tiny-2ag, MAPPO",
@@ -150,6 +155,7 @@ TASKS = {
         ("rware",),
         peer_max_s=45.0,
         wanted={EPYMARL: 3.0},
+        of_actors=0.7,
     ),
     "balance": Task(
         *("VMAS balance, 600 environments, MAPPO", "vmas_balance_mappo", 360_000, balance_peers, ("vmas",)),
@@ -157,7 +163,7 @@ TASKS = {
         wanted={BENCHMARL: 10.0, BENCHMARL_AS_OURS: 10.0},
         returns_after=(60_000, 120_000, 360_000),
     ),
-    "pong": Task("Pong, PPO", "pong_ppo", 40_000, nobody, ("ale_py",)),
+    "pong": Task("Atari Pong, PPO", "pong_small_ppo", 150_000, nobody, ("ale_py",), of_actors=0.85),
 }
 
 

@@ -98,7 +98,6 @@ def test_goals_are_held_against_the_best_peer() -> None:
         "env_steps to the score, hpc_marl, sync"
     ]
     assert end_to_end.goal_rows("cartpole_vector", comparison())[0][-1] == "missed"
-    assert end_to_end.goal_rows("lbf", comparison()) == []
 
 
 def test_goals_against_a_certain_peer_are_held_against_it() -> None:
@@ -114,6 +113,16 @@ def test_goals_against_a_certain_peer_are_held_against_it() -> None:
         (contestants.BENCHMARL_AS_OURS, "5.0 x", "missed"),
     ]
     assert load("end_to_end").goal_rows("balance", comparison()) == []  # such a peer is not installed
+
+
+def test_actors_are_held_against_the_environment_on_as_much_cpu_time() -> None:
+    rows = load("end_to_end").goal_rows("lbf", comparison())  # of which no peer is installed
+    assert [row[1:] for row in rows] == [
+        ["40", "8% to 80%", "env only", "40%", "at least 70%", "missed"]  # 50 / 1.25 of 50, 500 and 100
+    ]
+    contestants = load("measuring.contestants")
+    both = load("end_to_end").goal_rows("rware", {**comparison(), contestants.EPYMARL: [outcome(10.0)] * 3})
+    assert [row[6] for row in both] == ["reached", "missed"]
 
 
 def test_a_training_of_few_long_updates_has_the_rate_of_the_whole() -> None:
