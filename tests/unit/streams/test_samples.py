@@ -69,8 +69,9 @@ def new_sender(new_context, transport):
         sender.close(drain_timeout_s=0)
 
 
-def connect(sender, receiver, granted=1):
-    """Wait for the first grant, or for the raise of it that follows."""
+def connect(sender, receiver, granted=None):
+    """Wait for the first grant and the raises of it that follow, until it is for all slots, or as many as said."""
+    granted = len(sender._slots) if granted is None else granted
     until(lambda: sender.statistics().granted >= granted, sender.poll, receiver.poll)
 
 
@@ -187,8 +188,7 @@ def test_abandoned_batches_were_never_produced(new_receiver, new_sender):
 def test_every_group_gets_its_turn(new_receiver, new_sender):
     receiver = new_receiver(max_bytes=3 * LAYOUT.nbytes)
     sender = new_sender(num_slots=8, num_groups=2)
-    connect(sender, receiver)
-    until(lambda: sender.statistics().granted == 3, sender.poll, receiver.poll)
+    connect(sender, receiver, granted=3)
     assert sender.acquire(0) is not None and sender.acquire(0) is not None
     assert sender.acquire(0) is None  # the third is kept for group 1
     batch = sender.acquire(1)
@@ -206,7 +206,7 @@ def test_bytes_under_way_stay_within_the_budget(new_receiver, new_sender):
     held = []
     for index in range(4):
         senders.append(new_sender(f"actor/{index}"))
-        connect(senders[-1], receiver)
+        connect(senders[-1], receiver, granted=1)
         for _ in range(20):
             for sender in senders:
                 sender.poll()
@@ -372,8 +372,8 @@ def test_a_zombie_with_a_lower_epoch_is_refused(new_receiver, new_sender):
 def test_a_forgotten_process_is_fenced_and_its_credit_is_free(new_receiver, new_sender):
     receiver = new_receiver(max_bytes=4 * LAYOUT.nbytes)
     dead, living = new_sender("actor/0"), new_sender("actor/1")
-    connect(dead, receiver)
-    connect(living, receiver)
+    connect(dead, receiver, granted=1)
+    connect(living, receiver, granted=1)
     receiver.forget(dead._context.incarnation)
     until(lambda: living.statistics().granted == 4, living.poll, receiver.poll)
     assert receiver.statistics().senders == 1
@@ -541,8 +541,7 @@ def test_arrays_are_aligned_however_small_the_batch(new_receiver, new_sender):
 def test_a_receiver_knows_when_no_more_can_arrive(new_receiver, new_sender):
     receiver, sender = new_receiver(max_bytes=2 * LAYOUT.nbytes), new_sender()
     assert not receiver.is_full
-    connect(sender, receiver)
-    until(lambda: sender.statistics().granted == 2, sender.poll, receiver.poll)
+    connect(sender, receiver, granted=2)
     send(sender)
     taken = receive(receiver, sender, 1)
     assert not receiver.is_full
