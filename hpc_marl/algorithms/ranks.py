@@ -6,7 +6,8 @@
 
 All ranks must make the same calls in the same order. Whatever decides (a sum, a gradient) comes out equal, bit for
 bit, on all of them. Words travel as msgpack in byte tensors, never as pickle. Where a rank dies, the others' call
-raises RuntimeError: at once where its connections break, else after the process group's timeout.
+raises RuntimeError: at once where its connections break, else after the process group's timeout. Calls of nccl return
+before they are done; there torch's watchdog ends the process (SIGABRT) after that time.
 """
 
 from __future__ import annotations
@@ -96,8 +97,12 @@ class Ranks:
         """Return random numbers of this rank's own; `shared` is in the same state on all ranks, before and after."""
         return shared
 
-    def close(self) -> None:
-        """Leave the others."""
+    def close(self, *, in_order: bool = True) -> None:
+        """Leave the others.
+
+        Args:
+            in_order: all have come to their end; else this one has failed, and others may be waiting for it.
+        """
 
 
 class DistributedRanks(Ranks):
@@ -170,12 +175,16 @@ class DistributedRanks(Ranks):
         seed = int(torch.randint(2**48, (), generator=shared))
         return torch.Generator().manual_seed(seed + self.rank)
 
-    def close(self) -> None:
-        """See Ranks."""
+    def close(self, *, in_order: bool = True) -> None:
+        """See Ranks.
+
+        Where gloo closes its connections the others fail at once. nccl would wait here for them, who wait for this
+        rank: it is left to the end of the process.
+        """
         if self._shared is not None:
             self._shared.close()
             self._shared = None
-        if dist.is_initialized():
+        if dist.is_initialized() and (in_order or self._device.type == "cpu"):
             dist.destroy_process_group()
 
     def _spread(self, tensor: Tensor) -> Tensor:

@@ -127,6 +127,11 @@ class ExperimentConfig:
                 f"trainer.gpus={self.trainer.gpus}: NCCL takes no two of the trainer.count={trainers} trainers on one "
                 "GPU; give each a whole one"
             )
+        if trainers > 1 and self.trainer.device.startswith("cuda:"):
+            raise ConfigError(
+                f"trainer.device={self.trainer.device} is one GPU, and NCCL takes no two of the "
+                f"trainer.count={trainers} trainers on one; use device=cuda, with which each has its own"
+            )
 
     @property
     def num_sample_groups(self) -> int:

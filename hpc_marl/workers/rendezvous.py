@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import os
+import socket
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -143,16 +144,18 @@ def join(
     """Become one of the ranks of an epoch; returns when all have come.
 
     Raises:
-        RuntimeError: not all came in time.
+        RuntimeError, NameWaitTimeoutError: not all came in time.
         ConfigError: the addresses that the run listens at belong to no interface of this machine.
     """
     root = names.rendezvous(context.experiment_name, context.trial_name, epoch)
     interface = interface_of(context.bind_hosts)
-    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
+    os.environ["GLOO_SOCKET_IFNAME"] = interface
+    os.environ["NCCL_SOCKET_IFNAME"] = f"={interface}"  # else all whose names begin like this
     torch_device = torch.device(device)
-    if torch_device.type == "cuda":
-        torch.cuda.set_device(torch_device.index or 0)
     store = NameStore(context.resolver, f"{root}/store", timeout_s)
+    if torch_device.type == "cuda":
+        torch_device = own_gpu(store, rank)
+        torch.cuda.set_device(torch_device)
     dist.init_process_group(
         "nccl" if torch_device.type == "cuda" else "gloo",
         store=store,
@@ -163,6 +166,28 @@ def join(
     ranks = DistributedRanks(torch_device, store)
     ranks.share_memory(timeout_s)
     return ranks
+
+
+def own_gpu(store: NameStore, rank: int) -> torch.device:
+    """Return the GPU of this rank alone, as NCCL takes no two ranks on one.
+
+    Trainers that were given GPUs see no others, and take the first. Where nobody has dealt them out (no Slurm, no
+    CUDA_VISIBLE_DEVICES), all trainers of a host see the same ones, and the n-th of them takes the n-th.
+
+    Args:
+        store: of all ranks.
+        rank: of this one.
+
+    Raises:
+        NameWaitTimeoutError: a lower rank did not come in time.
+    """
+    host = socket.gethostname().encode()
+    store.set(f"host/{rank}", host)
+    num_visible = torch.cuda.device_count()
+    if num_visible < 2:
+        return torch.device("cuda", 0)
+    before = sum(store.get(f"host/{other}") == host for other in range(rank))
+    return torch.device("cuda", before % num_visible)
 
 
 def interface_of(hosts: Sequence[str]) -> str:

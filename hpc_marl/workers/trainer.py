@@ -315,7 +315,9 @@ class TrainerWorker(Worker):
 
     def _on_exit(self, status: WorkerStatus) -> None:
         with ExitStack() as stack:
-            for end in (self._ranks, self._gang, self._files, self._receiver, self._publisher):
+            if self._ranks is not None:
+                stack.callback(self._ranks.close, in_order=status is not WorkerStatus.ERROR)
+            for end in (self._gang, self._files, self._receiver, self._publisher):
                 if end is not None:
                     stack.callback(end.close)
             if self._gang is not None and status is not WorkerStatus.ERROR:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
-from hpc_marl.algorithms.ranks import Ranks
+from hpc_marl.algorithms.ranks import DistributedRanks, Ranks
 from tests.unit.algorithms.rank_process import KINDS, make_ppo, stale, weights, what_ranks_found
 from tests.unit.algorithms.sample_batches import make_batch
 
@@ -122,3 +123,18 @@ def test_alone_there_is_nothing_to_sum_up() -> None:
     assert ranks.moments(np.array([1.0, 3.0]), np.array([5.0])) == [(2.0, 1.0), (5.0, 0.0)]
     assert np.isnan(ranks.moments(np.zeros(0))).all()
     ranks.close()
+
+
+@pytest.mark.parametrize(
+    ("device", "in_order", "expected"),
+    [("cpu", True, 1), ("cpu", False, 1), ("cuda", True, 1), ("cuda", False, 0)],
+)
+def test_who_fails_does_not_wait_for_those_who_wait_for_it(
+    device: str, in_order: bool, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    destroyed: list[int] = []
+    for name, answer in {"get_rank": 0, "get_world_size": 2, "is_initialized": True}.items():
+        monkeypatch.setattr(dist, name, lambda answer=answer: answer)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: destroyed.append(1))
+    DistributedRanks(torch.device(device)).close(in_order=in_order)
+    assert len(destroyed) == expected

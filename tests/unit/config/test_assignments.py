@@ -101,3 +101,6 @@ def test_trainers_that_would_share_a_gpu_are_refused() -> None:
         ExperimentConfig(trainer=shared)
     ExperimentConfig(trainer=dataclasses.replace(shared, gpus=None))
     ExperimentConfig(trainer=dataclasses.replace(shared, count=1))
+    with pytest.raises(ConfigError, match=r"trainer\.device=cuda:1 is one GPU.* use device=cuda"):
+        ExperimentConfig(trainer=TrainerGroupConfig(count=2, device="cuda:1"))
+    ExperimentConfig(trainer=TrainerGroupConfig(device="cuda:1"))

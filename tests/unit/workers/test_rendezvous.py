@@ -6,12 +6,13 @@ import threading
 from datetime import timedelta
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from hpc_marl.base.name_resolve_memory import MemoryNameResolver
 from hpc_marl.base.network import interface_addresses
 from hpc_marl.errors import ConfigError, NameWaitTimeoutError
-from hpc_marl.workers.rendezvous import NameStore, interface_of
+from hpc_marl.workers.rendezvous import NameStore, interface_of, own_gpu
 
 
 def test_values_are_set_replaced_and_deleted() -> None:
@@ -66,3 +67,24 @@ def test_the_interface_is_that_of_the_runs_addresses() -> None:
     assert interface_of(["127.0.1.1"]) == interface_of(["127.0.0.1"])
     with pytest.raises(ConfigError, match=r"198\.51\.100\.7"):
         interface_of(["198.51.100.7"])
+
+
+@pytest.mark.parametrize(
+    ("num_visible", "expected"), [(1, [0, 0, 0, 0]), (2, [0, 0, 1, 1]), (4, [0, 0, 1, 1])]
+)
+def test_trainers_of_one_host_that_see_the_same_gpus_take_one_each(
+    num_visible: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks 0 and 2 are of one host, 1 and 3 of another; one visible GPU is one that was given to the trainer."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_visible)
+    resolver, found = MemoryNameResolver(), []
+    for rank in range(4):
+        monkeypatch.setattr("socket.gethostname", lambda host=f"node{rank % 2}": host)
+        found.append(own_gpu(NameStore(resolver, "exp/trial/store", timeout_s=0.05), rank))
+    assert found == [torch.device("cuda", index) for index in expected]
+
+
+def test_a_gpu_is_not_taken_before_lower_ranks_have_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(NameWaitTimeoutError):
+        own_gpu(NameStore(MemoryNameResolver(), "exp/trial/store", timeout_s=0.05), 1)
