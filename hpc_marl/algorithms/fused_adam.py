@@ -61,7 +61,7 @@ class FusedAdam:
         torch._foreach_add_(steps, 1)
         _KERNEL(
             self._parameters,
-            [parameter.grad for parameter in self._parameters],
+            [_gradient(parameter) for parameter in self._parameters],
             self._state["exp_avg"],
             self._state["exp_avg_sq"],
             [],
@@ -96,3 +96,15 @@ class FusedAdam:
                     tensor.zero_()
                 else:
                     tensor.copy_(torch.from_numpy(np.array(found)))
+
+
+def _gradient(parameter: Tensor) -> Tensor | None:
+    """Return the gradient as the parameter lies in memory, number for number.
+
+    Of axes of length 1, such as a kernel's of 1 x 1, the gradient of a convolution may have other strides. They mean
+    nothing, but before torch 2.5 the kernel for GPUs refuses them.
+    """
+    gradient = parameter.grad
+    if gradient is None or gradient.stride() == parameter.stride():
+        return gradient
+    return gradient.as_strided(parameter.shape, parameter.stride())

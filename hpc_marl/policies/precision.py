@@ -18,8 +18,9 @@ from hpc_marl.config.workers import Precision
 def use_device(device: torch.device, precision: Precision) -> None:
     """Make this process one that computes on `device`.
 
-    A GPU becomes its own, whose streams, events and graphs are then meant, and is allowed or forbidden TF32. For the
-    CPU's tensors it keeps its memory.
+    A GPU becomes its own, whose streams, events and graphs are then meant, is allowed or forbidden TF32, and must sum
+    in one order: of the ways to compute a convolution's gradient that cuDNN has, some do not. For the CPU's tensors it
+    keeps its memory.
     """
     if device.type == "cpu":
         keep_freed_memory()
@@ -29,6 +30,7 @@ def use_device(device: torch.device, precision: Precision) -> None:
         torch.cuda.set_device(device)
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.deterministic = True
 
 
 def computed_in(device: torch.device) -> torch.dtype:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hpc_marl.algorithms import fused_adam
 from hpc_marl.algorithms.autograd_steps import AutogradSteps
 from hpc_marl.algorithms.cuda_graphs import FixedMinibatch, StepGraph
 from hpc_marl.algorithms.device_clock import DeviceClock
@@ -140,6 +141,31 @@ def test_state_is_loaded_where_it_is():
     assert adam.state()["exp_avg_sq.x"].tolist() == [0] * 3
     adam.load({})
     assert adam.state() == {}
+
+
+def test_gradients_lie_in_memory_as_the_parameters_do(monkeypatch: pytest.MonkeyPatch):
+    """Where channels come last, those of 1 x 1 convolutions do not, and torch 2.4's kernel for GPUs refuses them."""
+    generator = torch.Generator().manual_seed(0)
+    layer = torch.nn.Conv2d(3, 5, 1)
+    images = torch.rand(2, 3, 4, 4, generator=generator)
+    weight, twin = layer.weight, layer.weight.detach().clone()
+    adam, other = (FusedAdam({"x": tensor}, eps=1e-5) for tensor in (weight, twin))
+    layer(images).square().sum().backward()
+    values = weight.grad.clone()
+    weight.grad = values.as_strided(values.shape, (3, 1, 3, 3))  # as cuDNN leaves it
+    twin.grad = values
+    seen, kernel = [], fused_adam._KERNEL
+
+    def watched(parameters, gradients, *states, **settings):
+        seen.extend(zip(parameters, gradients, strict=True))
+        kernel(parameters, gradients, *states, **settings)
+
+    monkeypatch.setattr(fused_adam, "_KERNEL", watched)
+    for optimiser in (adam, other):
+        optimiser.set_learning_rate(0.1)
+        optimiser.step(torch.zeros(()))
+    assert len(seen) == 2 and all(one.stride() == two.stride() for one, two in seen)
+    assert torch.equal(weight, twin)
 
 
 # --- no look at results
@@ -406,6 +432,19 @@ def test_graphs_replay_what_is_launched_otherwise(kind: str):
 
 
 @NEEDS_GPU
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_equal_seeds_and_batches_give_equal_weights_on_a_gpu(kind: str, cuda_graph: bool):
+    one, other = (make_ppo(kind, device="cuda", cuda_graph=cuda_graph) for _ in range(2))
+    for number in range(3):
+        batch = batch_of(kind, seed=number, num_envs=64)
+        one.update(batch, 0)
+        other.update(batch, 0)
+    assert torch.equal(weights_of(one), weights_of(other))
+
+
+@NEEDS_GPU
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_on_a_gpu_never_make_the_cpu_wait(kind: str):
     ppo = make_ppo(kind, device="cuda")

@@ -16,10 +16,11 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    before, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
+    flags = cudnn.allow_tf32, cudnn.deterministic
     yield
-    torch.set_float32_matmul_precision(before[0])
-    torch.backends.cudnn.allow_tf32 = before[1]
+    torch.set_float32_matmul_precision(before)
+    cudnn.allow_tf32, cudnn.deterministic = flags
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tf32", True), ("bf16", False)])
@@ -29,6 +30,14 @@ def test_tf32_is_what_was_asked_for(precision: str, allowed: bool) -> None:
         assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
         assert torch.backends.cudnn.allow_tf32 is allowed
         use_device(GPU, "float32" if allowed else "tf32")
+
+
+def test_a_gpu_sums_in_one_order() -> None:
+    torch.backends.cudnn.deterministic = False
+    use_device(CPU, "float32")
+    assert not torch.backends.cudnn.deterministic
+    use_device(GPU, "float32")
+    assert torch.backends.cudnn.deterministic
 
 
 def test_a_cpu_is_not_told_what_a_gpu_may_do() -> None:
