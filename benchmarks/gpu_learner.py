@@ -1,6 +1,7 @@
 """What an update costs on a GPU, by precision and with CUDA graphs, beside the common way to write PPO.
 
-    common eager   measuring/common_ppo.py on the same device: Categorical, torch.optim.Adam, index arrays from numpy
+    common eager   measuring/common_ppo.py on the same device: Categorical, torch.optim.Adam, index arrays from numpy;
+                   torch's own settings, so that convolutions are in TF32
     ours, eager    float32 | tf32 | bf16: trainer.precision
     ours, graph    trainer.cuda_graph=true, in float32 and bf16
 
@@ -182,7 +183,7 @@ def ways_of(task: Task, device: str) -> dict[str, Callable[[], None]]:
         common = CommonPPO(
             config, task.env.observation_size, task.env.num_actions, image_shape=shape, device=device
         )
-        ways[COMMON] = functools.partial(common.update, batches[0])
+        ways[COMMON] = _as_torch_is(functools.partial(common.update, batches[0]))
     for name, settings in WAYS.items():
         if device != "cpu" or name not in _GPU_ONLY:
             precision = functools.partial(
@@ -190,6 +191,17 @@ def ways_of(task: Task, device: str) -> dict[str, Callable[[], None]]:
             )
             ways[name] = _staged_ahead(make_ppo(task, device, **settings), batches, precision)
     return ways
+
+
+def _as_torch_is(work: Callable[[], None]) -> Callable[[], None]:
+    """Return the same with torch's own settings, with which the common way is run: convolutions in TF32, any order."""
+
+    def run() -> None:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = True, False
+        work()
+
+    return run
 
 
 def _staged_ahead(
@@ -298,7 +310,7 @@ def table(task: Task, found: dict[str, Measured]) -> str:
             [
                 *(name, shown(middle), f"{shown(min(times_ms))} to {shown(max(times_ms))}"),
                 *(f"{task.samples / middle * 1e3:,.0f}", ratio),
-                *(NEEDS_GPU if timeline is None else f"{timeline.busy_share:.0%}",),
+                *(NEEDS_GPU if timeline is None else _percent(timeline.busy_share),),
                 *(NEEDS_GPU if timeline is None else _percent(timeline.overlap_share),),
                 *(NEEDS_GPU if measured.memory_mb is None else f"{measured.memory_mb:,.0f}",),
             ]
@@ -324,8 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.quick |= options.device == "cpu"
     if options.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"--device {options.device}: torch {torch.__version__} sees no GPU; use --device cpu")
-    if options.device != "cpu":
-        torch.cuda.set_device(torch.device(options.device))
+    use_device(torch.device(options.device), "float32")
     repeats = 2 if options.quick else options.repeats
     faults: list[str] = []
     for task in tasks(options.quick):

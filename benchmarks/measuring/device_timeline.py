@@ -28,13 +28,15 @@ class DeviceTimeline:
     copies: Sequence[Interval]
 
     @property
-    def busy_share(self) -> float:
-        """Share of the time in which it computed or copied.
+    def busy_share(self) -> float | None:
+        """Share of the time in which it computed or copied; None where nothing was seen.
+
+        Some versions of CUPTI, by which torch.profiler watches, do not show the kernels of graphs.
 
         >>> DeviceTimeline(10.0, [(0.0, 2.0), (1.0, 4.0)], [(6.0, 7.0)]).busy_share
         0.5
         """
-        return _length(merged([*self.kernels, *self.copies])) / self.wall_us
+        return _length(merged([*self.kernels, *self.copies])) / self.wall_us if self.kernels else None
 
     @property
     def overlap_share(self) -> float | None:

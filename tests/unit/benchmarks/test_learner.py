@@ -80,6 +80,21 @@ def test_a_machine_without_a_gpu_says_so_and_checks_results_all_the_same(
     assert "all passed" in printed and "hpc-marl train experiment=pong_ppo" in printed
 
 
+@pytest.mark.parametrize("options", [[], ["--device", "cuda"], ["--device", "cuda:1"]])
+def test_a_gpu_is_found_with_and_without_its_number(
+    options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load("gpu_learner")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU of the test's")
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", lambda index: None, raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    monkeypatch.setattr(module, "tasks", lambda quick: [])
+    assert module.main(options) == 0
+    assert "a GPU of the test's" in capsys.readouterr().out
+
+
 def test_wrong_results_are_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     module = load("gpu_learner")
     task = dataclasses.replace(module.tasks(quick=True)[0], num_steps=16, num_envs=2)
@@ -96,6 +111,7 @@ def test_what_a_device_did_is_counted_once() -> None:
     assert module.merged([*kernels, *copies]) == [(0.0, 5.0), (8.0, 9.0)]
     assert timeline.busy_share == 0.6 and timeline.overlap_share == pytest.approx(1.25 / 2.25)
     assert module.DeviceTimeline(10.0, kernels, []).overlap_share is None
+    assert module.DeviceTimeline(10.0, [], copies).busy_share is None
 
 
 def test_the_common_way_learns_from_images() -> None:
