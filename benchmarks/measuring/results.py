@@ -14,6 +14,7 @@ GOALS = {
     "lbf_mappo": 0.95,
     "cartpole_ppo": 475.0,
     "vmas_balance_mappo": 168.0,
+    "pong_small_ppo": 18.0,
     "pong_ppo": 18.0,
     "matrix_game": 7.5,
 }

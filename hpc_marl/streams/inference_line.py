@@ -37,7 +37,7 @@ from hpc_marl.streams.links import can_receive, can_send, connect
 
 _MAX_MESSAGE_BYTES = 256 * 2**20
 _AWAKE_S = 0.0003
-"""An answer by ZMQ takes 0.1 to 0.25 ms on one machine where the network costs nothing, so two cores are enough."""
+"""An answer by ZMQ takes 0.1 to 0.25 ms on one machine, where the network costs nothing."""
 _NOBLOCK, _RCVTIMEO = int(zmq.NOBLOCK), int(zmq.RCVTIMEO)  # enums take a microsecond each time
 
 _logger = logging.getLogger(__name__)

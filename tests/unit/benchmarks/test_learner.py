@@ -66,6 +66,18 @@ def test_something_that_is_not_learned_from_is_no_measurement() -> None:
         load("ppo_update")._checked({"skipped_minibatches": 1.0})
 
 
+def test_updates_on_images_take_turns_in_processes_of_their_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, measured = load("image_update"), []
+    for name in (module.COMMON, "hpc_marl, small_cnn, bf16"):
+        assert module.measure_here(name, 1) > 0
+    monkeypatch.setattr(module, "measure", lambda name, num_envs: measured.append(name) or len(measured))
+    assert module.main(["--repeats", "2"]) == 0
+    assert measured == 2 * list(module.WAYS)
+    assert "| common eager, Nature CNN" in capsys.readouterr().out
+
+
 def test_a_machine_without_a_gpu_says_so_and_checks_results_all_the_same(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
