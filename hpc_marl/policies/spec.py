@@ -110,7 +110,7 @@ def conv_sizes(env: EnvSpec, policy: PolicyConfig) -> list[tuple[int, int, int]]
     if not policy.conv_channels:
         raise ConfigError(
             f"this environment's agents see images of {channels}x{height}x{width} pixels, and this policy has no "
-            "convolutions; use policy=nature_cnn (or flatten them: gymnasium.wrappers.FlattenObservation)"
+            "convolutions; use policy=nature_cnn or policy=small_cnn (or gymnasium.wrappers.FlattenObservation)"
         )
     sizes = [(channels, height, width)]
     for filters, kernel, stride in zip(
