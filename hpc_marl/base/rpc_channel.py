@@ -16,6 +16,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import zmq
@@ -24,7 +25,7 @@ from hpc_marl.base.eager_poll import EagerLook
 from hpc_marl.base.rpc_messages import Request, RequestIds, decode_reply, with_time_left
 from hpc_marl.base.rpc_pending import PendingReply
 from hpc_marl.base.serialization import encode
-from hpc_marl.base.socket_shortcuts import has_message_of, send_of
+from hpc_marl.base.socket_shortcuts import can_receive, send_of
 from hpc_marl.base.sockets import SocketFactory
 from hpc_marl.errors import (
     BadRequestError,
@@ -97,7 +98,7 @@ class RpcChannel:
             options={zmq.IMMEDIATE: 0, zmq.RCVTIMEO: int(1000 * _SOON_S)},
         )
         self._send_frame, self._receive_frame = send_of(self._socket), self._socket.recv
-        self._eager = EagerLook(has_message_of(self._socket), awake_s=_AWAKE_S)
+        self._eager = EagerLook(partial(can_receive, self._socket), awake_s=_AWAKE_S)
 
     @property
     def num_pending(self) -> int:

@@ -1,9 +1,7 @@
-"""Sending, and looking for a message, with less Python than pyzmq has around libzmq."""
+"""Sending, and asking what a socket can do, with less Python than pyzmq has around libzmq."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Protocol, cast
 
 import zmq
@@ -11,7 +9,7 @@ import zmq
 from hpc_marl.base.serialization import Buffer
 
 # As plain integers: libzmq's constants are enums, with which every operation takes a microsecond.
-_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
+_EVENTS, _POLLIN, _POLLOUT = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.POLLOUT)
 
 
 class Send(Protocol):
@@ -35,14 +33,15 @@ def send_of(socket: zmq.Socket[bytes]) -> Send:
     return cast(Send, super(zmq.Socket, socket).send)
 
 
-def has_message_of(socket: zmq.Socket[bytes]) -> Callable[[], int]:
-    """Return what tells whether a message can be received at once: something truthy if so.
+def can_send(socket: zmq.Socket[bytes]) -> bool:
+    """Return whether a message would leave now; our DEALERs of streams take none without a live connection."""
+    return bool(cast(int, socket.get(_EVENTS)) & _POLLOUT)
+
+
+def can_receive(socket: zmq.Socket[bytes]) -> bool:
+    """Return whether a message is there.
 
     To ask for this is what lets libzmq take in what its own thread has brought; the socket's descriptor alone does not
     tell.
     """
-    return partial(_has_message, socket.get)
-
-
-def _has_message(get: Callable[[int], Any]) -> int:
-    return cast("int", get(_EVENTS)) & _POLLIN
+    return bool(cast(int, socket.get(_EVENTS)) & _POLLIN)

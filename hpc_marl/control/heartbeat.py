@@ -25,6 +25,7 @@ import zmq
 from msgspec import structs
 
 from hpc_marl.base.serialization import decode, encode
+from hpc_marl.base.socket_shortcuts import can_receive
 from hpc_marl.base.sockets import CONTROL_MAX_MESSAGE_BYTES, BoundSocket, SocketFactory
 from hpc_marl.control.heartbeat_relay import (
     RELAY_INTERVAL_S,
@@ -118,7 +119,7 @@ class HeartbeatPublisher:
                 is_due = True
             if self._socket in ready:
                 is_due = True  # somebody has begun to listen, or ceased to
-                while self._socket is not None and int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+                while self._socket is not None and can_receive(self._socket):
                     self._socket.recv()
             if self._relay is not None and self._relay.descriptor in ready:
                 is_due |= self._relay.take()
@@ -243,7 +244,7 @@ class HeartbeatReader:
 
     def _receive(self) -> Iterator[HeartbeatMessage]:
         """Yield what has arrived."""
-        while self._socket is not None and int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+        while self._socket is not None and can_receive(self._socket):
             try:
                 yield from decode(self._socket.recv(zmq.NOBLOCK), _Messages)
             except ProtocolError as error:

@@ -10,6 +10,7 @@ import logging
 import math
 import select
 import time
+from functools import partial
 from typing import NamedTuple
 
 import zmq
@@ -19,7 +20,7 @@ from hpc_marl.base.eager_poll import EagerLook, EagerPoll
 from hpc_marl.base.network import host_identity
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.service_records import ServiceRecord
-from hpc_marl.base.socket_shortcuts import has_message_of, send_of
+from hpc_marl.base.socket_shortcuts import can_receive, can_send, send_of
 from hpc_marl.errors import ProtocolError, StreamError
 from hpc_marl.streams.inference_messages import (
     ANSWER,
@@ -33,7 +34,7 @@ from hpc_marl.streams.inference_messages import (
     to_frame,
 )
 from hpc_marl.streams.inference_slots import InferenceSlots
-from hpc_marl.streams.links import can_receive, can_send, connect
+from hpc_marl.streams.links import connect
 
 _MAX_MESSAGE_BYTES = 256 * 2**20
 _AWAKE_S = 0.0003
@@ -79,7 +80,7 @@ class ServerLine:
         self._wait_ms = -1
         self._poll = EagerPoll()
         # The server sleeps: with two cores only one of the ends can stay awake beside the threads of libzmq.
-        self._eager = EagerLook(has_message_of(self._socket), awake_s=_AWAKE_S)
+        self._eager = EagerLook(partial(can_receive, self._socket), awake_s=_AWAKE_S)
         self._zmq_poll = zmq.Poller()
         self._zmq_poll.register(self._socket, zmq.POLLIN)
         self.malformed = 0

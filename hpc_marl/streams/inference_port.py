@@ -10,8 +10,7 @@ import zmq
 
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.serialization import Buffer
-from hpc_marl.base.socket_shortcuts import send_of
-from hpc_marl.streams.links import can_receive
+from hpc_marl.base.socket_shortcuts import can_receive, send_of
 
 _MAX_MESSAGES_PER_TURN = 4096
 # As plain integers: libzmq's constants are enums, with which every operation takes a microsecond.

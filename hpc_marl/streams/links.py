@@ -19,7 +19,6 @@ Transport = Literal["auto", "zmq"]
 
 _logger = logging.getLogger(__name__)
 
-_POLLIN, _POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)  # plain numbers: these are asked at every step
 _ABSENT_INTERVAL_S = 0.5
 """Between two looks for a service that has never been seen; sooner where a look costs nothing."""
 _FIRST_SHARE = 0.1
@@ -114,13 +113,3 @@ def connect(
     return context.sockets.connect(
         zmq.DEALER, addresses, record.port, record.public_key, max_message_bytes=max_message_bytes
     )
-
-
-def can_send(socket: zmq.Socket[bytes]) -> bool:
-    """Return whether a message would leave now; our DEALERs take none without a live connection."""
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & _POLLOUT)
-
-
-def can_receive(socket: zmq.Socket[bytes]) -> bool:
-    """Return whether a message is there."""
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & _POLLIN)

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from hpc_marl.base import serialization
 from hpc_marl.base.run_context import RunContext
+from hpc_marl.base.socket_shortcuts import can_receive
 from hpc_marl.errors import ProtocolError, StreamError
 from hpc_marl.streams.frames import in_frames
-from hpc_marl.streams.links import Transport, can_receive
+from hpc_marl.streams.links import Transport
 from hpc_marl.streams.parameter_memory import FlatParameters, ParameterLayout, ParameterMemory, Shapes
 from hpc_marl.streams.parameter_messages import ParameterOffer, Version, Want
 

@@ -16,9 +16,10 @@ from hpc_marl.base import serialization
 from hpc_marl.base.network import host_identity
 from hpc_marl.base.run_context import RunContext
 from hpc_marl.base.service_records import ServiceRecord
+from hpc_marl.base.socket_shortcuts import can_receive, can_send
 from hpc_marl.errors import ProtocolError, StreamError
 from hpc_marl.streams.frames import FRAME_BYTES, from_frames
-from hpc_marl.streams.links import RecordWatch, Transport, can_receive, can_send, connect
+from hpc_marl.streams.links import RecordWatch, Transport, connect
 from hpc_marl.streams.parameter_memory import FlatParameters, ParameterLayout, ParameterMemory
 from hpc_marl.streams.parameter_messages import ParameterOffer, Version, Want
 

@@ -11,9 +11,9 @@ import zmq
 
 from hpc_marl.base import serialization
 from hpc_marl.base.doorbell import Doorbell, DoorbellButton, DoorbellHandle
+from hpc_marl.base.socket_shortcuts import can_receive, can_send
 from hpc_marl.errors import StreamError
 from hpc_marl.streams.frames import in_frames
-from hpc_marl.streams.links import can_receive, can_send
 from hpc_marl.streams.sample_credits import NO_GRANT, Grant
 from hpc_marl.streams.sample_lane import SampleLane
 from hpc_marl.streams.sample_messages import COPIED_BYTES, Commit, CommitEncoder, SenderMessage

@@ -11,9 +11,10 @@ import zmq
 
 from hpc_marl.base.doorbell import Doorbell
 from hpc_marl.base.shared_memory import keep_order
+from hpc_marl.base.socket_shortcuts import can_receive
 from hpc_marl.errors import ProtocolError
 from hpc_marl.streams.ledger import Tally
-from hpc_marl.streams.links import Transport, can_receive
+from hpc_marl.streams.links import Transport
 from hpc_marl.streams.sample_admission import FENCED, Admission
 from hpc_marl.streams.sample_answers import Answers
 from hpc_marl.streams.sample_credits import CreditBook

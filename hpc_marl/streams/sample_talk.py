@@ -12,9 +12,9 @@ import zmq
 
 from hpc_marl.base.doorbell import Doorbell
 from hpc_marl.base.shared_memory import keep_order
+from hpc_marl.base.socket_shortcuts import can_receive
 from hpc_marl.errors import ProtocolError, StreamError
 from hpc_marl.streams.ledger import NOTHING
-from hpc_marl.streams.links import can_receive
 from hpc_marl.streams.sample_credits import Grant
 from hpc_marl.streams.sample_lane import SampleLane
 from hpc_marl.streams.sample_link import SenderLink

@@ -24,8 +24,9 @@ import zmq
 
 from hpc_marl.base import names, serialization
 from hpc_marl.base.run_context import RunContext
+from hpc_marl.base.socket_shortcuts import can_receive
 from hpc_marl.errors import ProtocolError, WorkerError
-from hpc_marl.streams.links import RecordWatch, can_receive, connect
+from hpc_marl.streams.links import RecordWatch, connect
 
 _log = logging.getLogger(__name__)
 
