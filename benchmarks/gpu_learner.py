@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from measuring.common_ppo import CommonPPO
+from measuring.common_ppo import CommonPPO, require_all_learned
 from measuring.comparisons import shown
 from measuring.device_timeline import DeviceTimeline, watch_device
 from measuring.reporting import machine_facts, markdown_table
@@ -57,8 +57,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "ours, bf16, graph": {"precision": "bf16", "cuda_graph": True},
 }
 _GPU_ONLY = {"ours, tf32", "ours, float32, graph", "ours, bf16, graph"}
-_EPOCHS, _MINIBATCHES, _CHUNK = 4, 4, 16
-_IMAGE = (4, 84, 84)
+EPOCHS, MINIBATCHES, _CHUNK = 4, 4, 16
+IMAGE = (4, 84, 84)
 _HEADER = (
     *("what", "ms per update", "lowest to highest", "samples/s", "common / this", "device busy"),
     *("copies beside kernels", "work memory, MB"),
@@ -113,14 +113,14 @@ class Measured(NamedTuple):
 def tasks(quick: bool) -> list[Task]:
     """Return what is measured; where it is to be quick, small."""
     vectors = EnvSpec(observation_size=16, num_actions=6)
-    images = EnvSpec(observation_size=int(np.prod(_IMAGE)), image_shape=_IMAGE, num_actions=6)
+    images = EnvSpec(observation_size=int(np.prod(IMAGE)), image_shape=IMAGE, num_actions=6)
     cnn = PolicyConfig(
         **{"conv_channels": (32, 64, 64), "conv_kernels": (8, 4, 3), "conv_strides": (4, 2, 1)},
         **{"hidden_sizes": (512,), "critic_hidden_sizes": (), "activation": "relu"},
     )
     gru = PolicyConfig(hidden_sizes=(128,), critic_hidden_sizes=(128,), recurrent="gru", memory_size=128)
     found = [
-        Task(f"64x64, minibatches of {size}", PolicyConfig(), vectors, 128, size * _MINIBATCHES // 128)
+        Task(f"64x64, minibatches of {size}", PolicyConfig(), vectors, 128, size * MINIBATCHES // 128)
         for size in (1024, 4096, 16384)
     ]
     found.append(Task("Nature CNN, minibatches of 1024", cnn, images, 128, 32))
@@ -156,8 +156,8 @@ def make_batch(task: Task, seed: int) -> SampleBatch:
 def make_ppo(task: Task, device: str, **settings: Any) -> PPO:
     """Return one of our learners."""
     config = PPOConfig(
-        num_epochs=_EPOCHS,
-        num_minibatches=_MINIBATCHES,
+        num_epochs=EPOCHS,
+        num_minibatches=MINIBATCHES,
         memory_chunk_length=_CHUNK,
         value_normalization="none",
         anneal_learning_rate=False,
@@ -178,8 +178,8 @@ def ways_of(task: Task, device: str) -> dict[str, Callable[[], None]]:
     batches = [make_batch(task, seed) for seed in range(2)]
     ways: dict[str, Callable[[], None]] = {}
     if not task.spec.memory_size:
-        shape = _IMAGE if task.env.has_images else None
-        config = PPOConfig(num_epochs=_EPOCHS, num_minibatches=_MINIBATCHES)
+        shape = IMAGE if task.env.has_images else None
+        config = PPOConfig(num_epochs=EPOCHS, num_minibatches=MINIBATCHES)
         common = CommonPPO(
             config, task.env.observation_size, task.env.num_actions, image_shape=shape, device=device
         )
@@ -223,9 +223,7 @@ def _staged_ahead(
         set_precision()
         if ppo.copies_batches:
             ppo._steps.meanwhile = stage_next
-        metrics = ppo.update(staged.pop(0) if ppo.copies_batches else batches[0], 0)
-        if metrics["skipped_minibatches"] or metrics["skipped_updates"]:
-            raise RuntimeError(f"something was not learned from: {metrics}")
+        require_all_learned(ppo.update(staged.pop(0) if ppo.copies_batches else batches[0], 0))
 
     return update
 
@@ -344,7 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         faults += checks_of(task, options.device)
         found = measure(ways_of(task, options.device), options.device, repeats)
         shape = f"[{task.num_steps} x {task.num_envs}]"
-        print(f"\n{task.name}: {shape}, {_EPOCHS} epochs\n\n{table(task, found)}")
+        print(f"\n{task.name}: {shape}, {EPOCHS} epochs\n\n{table(task, found)}")
     print(f"\nChecks of results: {'all passed' if not faults else ''}", *faults, sep="\n")
     gpu = torch.cuda.get_device_name() if options.device != "cpu" else "no GPU"
     print(f"\n{_PONG}\n\n{gpu}, {machine_facts()}, {os.cpu_count()} CPUs")

@@ -13,6 +13,7 @@ processes take turns. About 3 minutes:
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -20,8 +21,8 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from gpu_learner import Task, make_batch, make_ppo
-from measuring.common_ppo import CommonPPO
+from gpu_learner import EPOCHS, IMAGE, MINIBATCHES, Task, make_batch, make_ppo
+from measuring.common_ppo import CommonPPO, require_all_learned
 from measuring.comparisons import Comparison, comparison_table
 from measuring.reporting import machine_facts
 
@@ -37,29 +38,21 @@ WAYS = {
     "hpc_marl, small_cnn, float32": ("small_cnn", "float32"),
     "hpc_marl, small_cnn, bf16": ("small_cnn", "bf16"),
 }
-_IMAGE = (4, 84, 84)
-_EPOCHS, _MINIBATCHES = 4, 4
 _THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 def make_update(policy: str, way: str, num_envs: int) -> tuple[Callable[[], object], int]:
     """Return what makes one update, and of how many samples and epochs."""
-    env = EnvSpec(observation_size=4 * 84 * 84, image_shape=_IMAGE, num_actions=6)
+    env = EnvSpec(observation_size=math.prod(IMAGE), image_shape=IMAGE, num_actions=6)
     config = compose_experiment(["experiment=pong_ppo", f"policy={policy}"]).policy
     task = Task(policy, config, env, 128, num_envs)
     batch = make_batch(task, 0)
     if way == "common":
-        ppo = PPOConfig(num_epochs=_EPOCHS, num_minibatches=_MINIBATCHES)
-        common = CommonPPO(ppo, env.observation_size, env.num_actions, image_shape=_IMAGE)
-        return lambda: common.update(batch), _EPOCHS * task.samples
+        ppo = PPOConfig(num_epochs=EPOCHS, num_minibatches=MINIBATCHES)
+        common = CommonPPO(ppo, env.observation_size, env.num_actions, image_shape=IMAGE)
+        return lambda: common.update(batch), EPOCHS * task.samples
     learner = make_ppo(task, "cpu", precision=way)
-
-    def update() -> None:
-        metrics = learner.update(batch, 0)
-        if metrics["skipped_minibatches"] or metrics["skipped_updates"]:
-            raise RuntimeError(f"something was not learned from: {metrics}")
-
-    return update, _EPOCHS * task.samples
+    return lambda: require_all_learned(learner.update(batch, 0)), EPOCHS * task.samples
 
 
 def measure_here(name: str, num_envs: int) -> float:

@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from measuring.common_ppo import CommonPPO, MatrixProducts
+from measuring.common_ppo import CommonPPO, MatrixProducts, require_all_learned
 from measuring.comparisons import Comparison, comparison_table
 from measuring.reporting import machine_facts
 
@@ -99,12 +99,7 @@ def _fit(
 ) -> Callable[[], None]:
     generator = torch.Generator().manual_seed(0)
     steps.read(batch)
-    return lambda: _checked(steps.fit(scalars, generator, config.learning_rate))
-
-
-def _checked(metrics: dict[str, float]) -> None:
-    if metrics["skipped_minibatches"] or metrics.get("skipped_updates"):
-        raise RuntimeError(f"something was not learned from: {metrics}")
+    return lambda: require_all_learned(steps.fit(scalars, generator, config.learning_rate))
 
 
 def update_ways(num_steps: int, num_envs: int, size: int, num_threads: int = 1) -> Ways:
@@ -122,7 +117,7 @@ def update_ways(num_steps: int, num_envs: int, size: int, num_threads: int = 1) 
 
 
 def _update(ppo: PPO, batch: SampleBatch) -> Callable[[], None]:
-    return lambda: _checked(ppo.update(batch, 0))
+    return lambda: require_all_learned(ppo.update(batch, 0))
 
 
 def timed_us(

@@ -6,6 +6,7 @@ Written for comparison: networks, loss, clipping, epochs and minibatches are tho
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,12 @@ from torch.distributions import Categorical
 
 from hpc_marl.config import PPOConfig
 from hpc_marl.data import SampleBatch
+
+
+def require_all_learned(metrics: Mapping[str, float]) -> None:
+    """Raise RuntimeError where an update of ours left something out: its time is no measurement."""
+    if metrics["skipped_minibatches"] or metrics.get("skipped_updates"):
+        raise RuntimeError(f"something was not learned from: {metrics}")
 
 
 def _network(sizes: tuple[int, ...], last_gain: float) -> nn.Sequential:

@@ -63,7 +63,7 @@ def test_updates_are_measured_and_compared(capsys: pytest.CaptureFixture[str]) -
 
 def test_something_that_is_not_learned_from_is_no_measurement() -> None:
     with pytest.raises(RuntimeError, match="not learned from"):
-        load("ppo_update")._checked({"skipped_minibatches": 1.0})
+        load("measuring.common_ppo").require_all_learned({"skipped_minibatches": 1.0})
 
 
 def test_updates_on_images_take_turns_in_processes_of_their_own(
